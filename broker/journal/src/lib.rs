@@ -1,0 +1,1 @@
+//! One group-commit log per member: records, segments, recovery.

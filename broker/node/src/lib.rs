@@ -1,0 +1,1 @@
+//! The broker process: sockets, TLS, timers, files, admin HTTP, metrics.

@@ -1,0 +1,1 @@
+//! The deterministic machines: queues, and the cluster's metadata.

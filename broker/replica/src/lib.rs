@@ -1,0 +1,1 @@
+//! Hosts many Raft groups over one journal.

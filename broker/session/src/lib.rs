@@ -1,0 +1,1 @@
+//! AMQP connection and channel state machines, without I/O.
