@@ -1,0 +1,102 @@
+# Every command of the project. `make help` lists them.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# One release tree serves the images, the benchmark and the simulator: static programs run in an empty image.
+TARGET := x86_64-unknown-linux-gnu
+RELEASE := RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked --target $(TARGET)
+BIN := target/$(TARGET)/release
+IMAGES := target/images
+CACHE := $(or $(HOLDFAST_CACHE),$(HOME)/.cache/holdfast)
+
+CLUSTER_TOOL := tests/cluster/cluster
+E2E := target/debug/holdfast-e2e
+SEEDS ?= 200
+CASE ?=
+STRIKES ?= 20
+
+# The crates whose tests start neither processes nor clusters.
+PURE := holdfast-wire holdfast-session holdfast-queue holdfast-journal holdfast-replica holdfast-engine holdfast-sim holdfast-e2e
+
+.PHONY: help
+help: ## list the commands
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+.PHONY: install
+install: ## install what the project needs on a new machine (Debian, as root)
+	.ci/install
+
+.PHONY: check
+check: ## format, lints, and every test that needs no process and no cluster
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo test --locked $(PURE:%=-p %)
+	cargo test --locked -p holdfast
+
+.PHONY: test
+test: install check sim test-processes test-chart ## everything that CI runs
+	$(MAKE) e2e STRIKES=3
+
+.PHONY: test-processes
+test-processes: ## real broker processes: kills, bad input, lost and locked data directories
+	cargo test --locked -p holdfast-node
+
+.PHONY: test-chart
+test-chart: ## helm lint, and the rendered chart against its golden file
+	tests/cluster/build helm
+	$(CACHE)/bin/helm lint charts/holdfast --strict
+
+.PHONY: sim
+sim: ## the simulator: SEEDS=n seeds, or one with SEED=x
+	$(RELEASE) -p holdfast-sim
+	$(BIN)/holdfast-sim --seeds $(SEEDS) $(if $(SEED),--seed $(SEED))
+
+.PHONY: build
+build: ## the release programs
+	$(RELEASE) -p holdfast-node -p holdfast
+
+.PHONY: image
+image: build ## the broker's and the operator's images, in target/images
+	mkdir -p $(IMAGES)
+	tests/cluster/image $(BIN)/holdfast-broker -o $(IMAGES)/broker.tar -t holdfast/broker:dev
+	tests/cluster/image $(BIN)/holdfast-operator -o $(IMAGES)/operator.tar -t holdfast/operator:dev
+
+.PHONY: crds
+crds: ## write crds/ anew from the Rust types
+	cargo run --locked -p holdfast --bin holdfast-operator -- crds --output crds
+
+.PHONY: cluster-up
+cluster-up: ## start the local three-zone Kubernetes
+	tests/cluster/build
+	$(CLUSTER_TOOL) up
+
+.PHONY: cluster-down
+cluster-down: ## end it and remove everything it left
+	$(CLUSTER_TOOL) down
+
+.PHONY: cluster-images
+cluster-images: cluster-up image
+	$(CLUSTER_TOOL) load-image $(IMAGES)/broker.tar
+	$(CLUSTER_TOOL) load-image $(IMAGES)/operator.tar
+
+.PHONY: e2e
+e2e: cluster-images ## the end-to-end cases on the local cluster: all, or CASE=name
+	cargo build --locked -p holdfast-e2e
+	$(CLUSTER_TOOL) exec -- $(E2E) cases --strikes $(STRIKES) $(CASE)
+
+.PHONY: demo
+ifeq ($(CLUSTER),existing)
+demo: ## the main job on a cluster of its own (CLUSTER=existing IMAGE=… OPERATOR_IMAGE=… for yours)
+	@test -n "$(IMAGE)" || { echo "CLUSTER=existing needs IMAGE=, a broker image that your cluster can pull"; exit 2; }
+	cargo build --locked -p holdfast-e2e
+	$(E2E) --broker-image "$(IMAGE)" $(if $(OPERATOR_IMAGE),--operator-image "$(OPERATOR_IMAGE)") demo --existing
+else
+demo: install cluster-images
+	cargo build --locked -p holdfast-e2e
+	$(CLUSTER_TOOL) exec -- $(E2E) demo
+endif
+
+.PHONY: bench
+bench: build ## PerfTest against three broker processes; prints rates and latencies
+	.config/bench $(BIN)/holdfast-broker

@@ -1,0 +1,159 @@
+//! The end-to-end cases, each a sentence of what a user may rely on. They share one operator and one cluster.
+
+mod bad_spec;
+mod failover;
+mod ready;
+mod retain;
+mod seed;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use futures::future::BoxFuture;
+use serde::Serialize;
+
+use crate::brokers::Brokers;
+use crate::install::{self, Images};
+use crate::kubernetes::Kubernetes;
+use crate::report;
+
+/// Namespace and name of the cluster that the cases share.
+const NAMESPACE: &str = "holdfast-e2e";
+const CLUSTER: &str = "mq";
+
+/// What a case works with.
+pub struct Context {
+    kubernetes: Kubernetes,
+    strikes: u32,
+    ready: Duration,
+}
+
+impl Context {
+    async fn brokers(&self) -> Result<Brokers> {
+        self.kubernetes
+            .wait_for_condition(CLUSTER, "Ready", "True", Duration::from_secs(120))
+            .await?;
+        Brokers::connect(&self.kubernetes, CLUSTER).await
+    }
+}
+
+/// One case.
+pub struct Case {
+    /// What `CASE=` selects.
+    pub name: &'static str,
+    /// What it shows.
+    pub shows: &'static str,
+    run: for<'a> fn(&'a Context) -> BoxFuture<'a, Result<()>>,
+}
+
+/// Every case, in the order in which they run.
+pub const CASES: &[Case] = &[
+    Case {
+        name: "ready",
+        shows: "an applied cluster is Ready in time, spread over zones, and idles in little memory",
+        run: |c| Box::pin(ready::run(c)),
+    },
+    Case {
+        name: "seed",
+        shows: "messages published without confirms survive SIGKILL of every broker pod",
+        run: |c| Box::pin(seed::run(c)),
+    },
+    Case {
+        name: "leader-kill",
+        shows: "a killed leader loses nothing and confirms go on",
+        run: |c| Box::pin(failover::leader_kill(c)),
+    },
+    Case {
+        name: "all-killed",
+        shows: "all pods killed at once lose nothing",
+        run: |c| Box::pin(failover::all_killed(c)),
+    },
+    Case {
+        name: "operator-absent",
+        shows: "a failover needs no operator",
+        run: |c| Box::pin(failover::operator_absent(c)),
+    },
+    Case {
+        name: "bad-spec",
+        shows: "a bad spec is refused with what to write instead",
+        run: |c| Box::pin(bad_spec::run(c)),
+    },
+    Case {
+        name: "retain",
+        shows: "a deleted cluster applied again has the same identity and messages",
+        run: |c| Box::pin(retain::run(c)),
+    },
+];
+
+#[derive(Serialize)]
+struct Outcome {
+    case: &'static str,
+    passed: bool,
+    seconds: f64,
+    error: Option<String>,
+}
+
+/// Runs the selected cases (all when `only` is empty) and writes `target/reports/e2e.json`.
+///
+/// # Errors
+/// When a case is unknown, the cluster cannot be set up, or a case fails.
+pub async fn run_cases(images: &Images, only: &[String], strikes: u32) -> Result<()> {
+    let selected: Vec<&Case> = CASES
+        .iter()
+        .filter(|case| only.is_empty() || only.iter().any(|name| name == case.name))
+        .collect();
+    if selected.is_empty() || (!only.is_empty() && selected.len() != only.len()) {
+        let known: Vec<&str> = CASES.iter().map(|case| case.name).collect();
+        bail!("no case of that name; there are: {}", known.join(", "));
+    }
+    let kubernetes = Kubernetes {
+        namespace: NAMESPACE.to_owned(),
+    };
+    println!("e2e: installing the operator and a cluster of three members");
+    install::operator(images).await?;
+    install::namespace(&kubernetes).await?;
+    let ready = install::cluster(
+        &kubernetes,
+        CLUSTER,
+        &install::three_member_cluster(CLUSTER),
+    )
+    .await?;
+    let context = Context {
+        kubernetes,
+        strikes,
+        ready,
+    };
+    let mut outcomes = Vec::new();
+    for case in selected {
+        println!("e2e: {} - {}", case.name, case.shows);
+        let start = Instant::now();
+        let limit = Duration::from_secs(300) + Duration::from_secs(20) * strikes;
+        let result = tokio::time::timeout(limit, (case.run)(&context)).await;
+        let result = result
+            .with_context(|| format!("not done within {} s", limit.as_secs()))
+            .and_then(|inner| inner);
+        let error = result.err().map(|error| format!("{error:#}"));
+        let seconds = start.elapsed().as_secs_f64();
+        println!(
+            "e2e: {} {} in {seconds:.1} s{}",
+            case.name,
+            if error.is_none() { "passed" } else { "FAILED" },
+            error
+                .as_ref()
+                .map_or_else(String::new, |error| format!(": {error}"))
+        );
+        outcomes.push(Outcome {
+            case: case.name,
+            passed: error.is_none(),
+            seconds,
+            error,
+        });
+    }
+    let failed = outcomes.iter().filter(|outcome| !outcome.passed).count();
+    report::write("e2e", &outcomes)?;
+    println!("{} passed, {failed} failed", outcomes.len() - failed);
+    if failed > 0 {
+        bail!("{failed} cases failed");
+    }
+    Ok(())
+}

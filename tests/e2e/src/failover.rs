@@ -1,0 +1,233 @@
+//! A load on one queue through every member while its leader is killed: what the demo and the leader-kill case share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use serde::Serialize;
+use tokio::task::JoinHandle;
+
+use crate::brokers::Brokers;
+use crate::kubernetes::{Pod, eventually};
+use crate::ledger::{Ledger, Verdict};
+use crate::load::{Consumer, Producer, ProducersByMember, wait_until_drained};
+
+/// How a leader is taken away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum Strike {
+    /// SIGKILL to its process; the pod stays and restarts its container.
+    Sigkill,
+    /// `kubectl delete pod --force --grace-period=0`.
+    ForceDelete,
+}
+
+/// What one strike did.
+#[derive(Clone, Debug, Serialize)]
+pub struct Failover {
+    /// How.
+    pub strike: Strike,
+    /// The member that led before.
+    pub leader_before: String,
+    /// The member that leads after.
+    pub leader_after: String,
+    /// The longest gap between confirms, clients on other members, in milliseconds.
+    pub gap_elsewhere_ms: u64,
+    /// The same for clients on the struck member, which have to connect anew.
+    pub gap_on_struck_ms: u64,
+}
+
+/// How long after a strike confirms are watched.
+const WATCH: Duration = Duration::from_secs(6);
+
+/// A load that runs: one producer and one consumer for each member.
+pub struct Load {
+    /// Its ledger.
+    pub ledger: Arc<Ledger>,
+    /// Messages sent so far, over all producers.
+    pub published: Arc<AtomicU64>,
+    by_member: ProducersByMember,
+    stop: Arc<AtomicBool>,
+    producers: Vec<JoinHandle<Result<()>>>,
+    consumers: Vec<JoinHandle<()>>,
+    total: u64,
+}
+
+impl Load {
+    /// Starts producers of `total` messages together, at `rate` a second together, and consumers that ack.
+    #[must_use]
+    pub fn start(
+        brokers: &Brokers,
+        queue: &str,
+        members: usize,
+        total: u64,
+        rate: u64,
+        limit: Duration,
+    ) -> Self {
+        let ledger = Arc::new(Ledger::default());
+        let published = Arc::new(AtomicU64::new(0));
+        let stop = Arc::new(AtomicBool::new(false));
+        let deadline = Instant::now() + limit;
+        let mut load = Self {
+            ledger: ledger.clone(),
+            published: published.clone(),
+            by_member: ProducersByMember::default(),
+            stop: stop.clone(),
+            producers: Vec::new(),
+            consumers: Vec::new(),
+            total,
+        };
+        let share = members as u64;
+        for member in 0..members {
+            let id = u32::try_from(member).unwrap_or(u32::MAX);
+            let extra = u64::from((member as u64) < total % share);
+            let producer = Producer {
+                id,
+                member,
+                queue: queue.to_owned(),
+                total: total / share + extra,
+                rate: rate / share,
+                body_bytes: 1024,
+                published: published.clone(),
+            };
+            load.by_member.0.entry(member).or_default().push(id);
+            load.producers.push(tokio::spawn(producer.run(
+                brokers.endpoints(),
+                ledger.clone(),
+                deadline,
+            )));
+            let consumer = Consumer {
+                id,
+                member,
+                queue: queue.to_owned(),
+                prefetch: 200,
+            };
+            load.consumers.push(tokio::spawn(consumer.run(
+                brokers.endpoints(),
+                ledger.clone(),
+                stop.clone(),
+            )));
+        }
+        load
+    }
+
+    /// Waits until so many messages were sent.
+    ///
+    /// # Errors
+    /// When that does not happen in time.
+    pub async fn wait_for_published(&self, count: u64, limit: Duration) -> Result<()> {
+        let end = Instant::now() + limit;
+        while self.published.load(Ordering::Relaxed) < count {
+            if Instant::now() >= end {
+                bail!(
+                    "only {} of {count} messages were sent within {} s",
+                    self.published.load(Ordering::Relaxed),
+                    limit.as_secs()
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
+    }
+
+    /// Takes the leader away, watches confirms, waits for another leader and for the pod to be Ready again.
+    ///
+    /// # Errors
+    /// When nobody leads, or the pod does not return.
+    pub async fn strike(&self, brokers: &Brokers, queue: &str, strike: Strike) -> Result<Failover> {
+        let before = brokers.leader_of(queue).await?;
+        let index = self.index_of(brokers, &before).await?;
+        let at = Instant::now();
+        match strike {
+            Strike::Sigkill => before.sigkill().await?,
+            Strike::ForceDelete => {
+                let args = [
+                    "delete",
+                    "pod",
+                    &before.name,
+                    "--force",
+                    "--grace-period=0",
+                    "--wait=false",
+                ];
+                brokers.kubernetes.kubectl(&args).await?;
+            }
+        }
+        tokio::time::sleep_until((at + WATCH).into()).await;
+        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let gap_elsewhere_ms = millis(self.ledger.longest_confirm_gap(
+            at,
+            WATCH,
+            &self.by_member.elsewhere(index),
+        ));
+        let on_struck = self.by_member.0.get(&index).cloned().unwrap_or_default();
+        let gap_on_struck_ms = millis(self.ledger.longest_confirm_gap(at, WATCH, &on_struck));
+        let after = eventually("another leader", Duration::from_secs(20), || {
+            brokers.leader_of(queue)
+        })
+        .await?;
+        self.wait_for_return(brokers, &before).await?;
+        Ok(Failover {
+            strike,
+            leader_before: before.name,
+            leader_after: after.name,
+            gap_elsewhere_ms,
+            gap_on_struck_ms,
+        })
+    }
+
+    async fn index_of(&self, brokers: &Brokers, pod: &Pod) -> Result<usize> {
+        let pods = brokers.kubernetes.broker_pods(&brokers.cluster).await?;
+        Ok(pods
+            .iter()
+            .position(|candidate| candidate.name == pod.name)
+            .unwrap_or(0))
+    }
+
+    async fn wait_for_return(&self, brokers: &Brokers, struck: &Pod) -> Result<()> {
+        eventually(
+            &format!("pod {} is Ready again", struck.name),
+            Duration::from_secs(60),
+            || async {
+                let pods = brokers.kubernetes.broker_pods(&brokers.cluster).await?;
+                let back = pods
+                    .iter()
+                    .any(|pod| pod.name == struck.name && pod.ready && !pod.terminating);
+                anyhow::ensure!(back, "it is not");
+                Ok(())
+            },
+        )
+        .await
+    }
+
+    /// Waits for the producers, drains the queue, stops the consumers and gives the verdict.
+    ///
+    /// # Errors
+    /// When a producer could not get everything confirmed in time.
+    pub async fn finish(self) -> Result<Verdict> {
+        for producer in self.producers {
+            producer.await??;
+        }
+        wait_until_drained(&self.ledger, Duration::from_secs(30)).await;
+        self.stop.store(true, Ordering::Relaxed);
+        for consumer in self.consumers {
+            let abort = consumer.abort_handle();
+            if tokio::time::timeout(Duration::from_secs(15), consumer)
+                .await
+                .is_err()
+            {
+                abort.abort();
+            }
+        }
+        let verdict = self.ledger.verdict();
+        if verdict.lost > 0 {
+            eprintln!("some of the lost: {:?}", self.ledger.some_lost());
+        }
+        anyhow::ensure!(
+            verdict.confirmed == self.total,
+            "{} of {} messages were confirmed",
+            verdict.confirmed,
+            self.total
+        );
+        Ok(verdict)
+    }
+}
