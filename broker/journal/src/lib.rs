@@ -1,1 +1,40 @@
-//! One group-commit log per member: records, segments, recovery.
+//! One group-commit log per member, which is also the message store.
+//!
+//! Every Raft group of a member writes into the same sequence of segment files. A driver hands over whatever arrived
+//! while the last sync ran ([`Journal::write_many`]): it becomes one batch on disk, one contiguous write, one
+//! `fdatasync`. What the journal returns ([`Written`]) is the only proof of durability that the rest of the broker
+//! knows.
+//!
+//! ```text
+//!  segment file        ┌────────┬─────────┬─────────┬─────────┬───────┬────────┐
+//!                      │ header │ batch 7 │ batch 8 │ batch 9 │ (pad) │ footer │   sealed: immutable
+//!                      └────────┴─────────┴─────────┴─────────┴───────┴────────┘
+//!  batch               ┌──────────────────────────────┬────────┬────────┬────────┬─────┐
+//!  (starts on a block) │ header: epoch, sequence,     │ record │ record │ record │ pad │
+//!                      │ durable, groups listed, crc  │  crc   │  crc   │  crc   │     │
+//!                      └──────────────────────────────┴────────┴────────┴────────┴─────┘
+//! ```
+//!
+//! Invariants, each with the module that keeps it:
+//! - A batch starts on a block of its own, so a torn write cannot touch an older batch ([`writer`](Journal)).
+//! - A write is synced before the next one starts. Damage in the last batch of the log is therefore a torn tail, and
+//!   damage anywhere before it is corruption of the groups in that batch (`recovery`).
+//! - After a restart nothing is reported before the last batch, which may have been in the page cache only, is written
+//!   again into a new file with a new epoch, and both file and directory are synced (`recovery`).
+//! - After any failed write or sync the journal is poisoned; nothing is retried (`writer`).
+//! - A segment is removed only when no record in it can matter to a later replay (`accounting`).
+
+mod encoding;
+mod filesystem;
+mod index_set;
+mod reader;
+mod record;
+mod types;
+
+pub use filesystem::{FileSystem, RealFileSystem, StoredFile};
+pub use reader::{EntryReader, JournalReader, ReadError};
+pub use types::{
+    Batch, BatchId, Checkpoint, Corruption, Finding, GroupKey, HardState, Incarnation,
+    JournalConfig, JournalError, Location, Op, Recovered, RecoveredEntry, RecoveredGroup, Written,
+    WrittenRecord,
+};

@@ -1,0 +1,308 @@
+//! What the journal takes in and gives back.
+
+use bytes::Bytes;
+use std::fmt;
+use std::io;
+use std::ops::RangeInclusive;
+
+/// Tells apart lives of a group that share its number (design §3.1). Compared before the Raft term: the higher counter
+/// wins, and equal counters with different nonces refuse each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Incarnation {
+    /// Raised by each re-creation or forced recovery.
+    pub counter: u32,
+    /// Drawn at random when the incarnation is made.
+    pub nonce: u64,
+}
+
+/// Names one life of one Raft group. Group 0 holds the metadata.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GroupKey {
+    pub group: u64,
+    pub incarnation: Incarnation,
+}
+
+impl fmt::Display for GroupKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "group {} ({}.{:016x})",
+            self.group, self.incarnation.counter, self.incarnation.nonce
+        )
+    }
+}
+
+/// Chosen by the caller; comes back in [`Written`]. The journal gives it no meaning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BatchId(pub u64);
+
+/// What must become durable together. An empty batch is allowed: it is durable when everything before it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    pub id: BatchId,
+    /// Applied in this order, now and at every replay.
+    pub ops: Vec<Op>,
+}
+
+/// One change of what is on disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// A Raft log entry. It drops the group's log entries with an index at or above its own (Raft §5.3).
+    /// `index` is above the compacted prefix.
+    Entry {
+        key: GroupKey,
+        index: u64,
+        term: u64,
+        payload: Bytes,
+    },
+    /// Replaces the group's hard state (Raft §5.2: term and vote are durable before any reply).
+    HardState {
+        key: GroupKey,
+        term: u64,
+        vote: u64,
+        commit: u64,
+    },
+    /// The payload of an entry below the prefix, that came by Raft snapshot. It never acts on the log; where log and
+    /// body share an index, the body holds once the prefix passes it.
+    Body {
+        key: GroupKey,
+        index: u64,
+        payload: Bytes,
+    },
+    /// A state of the group's machine at `index`, without message bodies, and the membership there. It replaces the
+    /// older one when its batch is durable, so records that need it (`Compact`, `Reset`) may share that batch. A hard
+    /// state with a commit at or above `index` is in this batch or an earlier one.
+    Checkpoint {
+        key: GroupKey,
+        index: u64,
+        term: u64,
+        conf: Bytes,
+        machine: Bytes,
+    },
+    /// The log starts after `up_to`. Of everything at or below it only `live` (ascending) is still needed. A
+    /// checkpoint at or above `up_to` is durable or in this batch.
+    Compact {
+        key: GroupKey,
+        up_to: u64,
+        live: Vec<u64>,
+    },
+    /// Bodies at or below the prefix that nobody needs any more. Unknown indexes are ignored.
+    Dead { key: GroupKey, indexes: Vec<u64> },
+    /// A Raft snapshot at `index` was installed: the log is empty and starts after it. Log entries at or below `index`
+    /// without a body become bodies; the `Compact` that follows says which of them are live.
+    Reset {
+        key: GroupKey,
+        index: u64,
+        term: u64,
+    },
+    /// Forget the group: everything that was written under this key before.
+    Destroy { key: GroupKey },
+    /// Replaces the member's identity, a small file of its own, kept twice.
+    Identity(Bytes),
+}
+
+impl Op {
+    /// The group that this is about; none for [`Op::Identity`].
+    pub fn key(&self) -> Option<GroupKey> {
+        match self {
+            Op::Entry { key, .. }
+            | Op::HardState { key, .. }
+            | Op::Body { key, .. }
+            | Op::Checkpoint { key, .. }
+            | Op::Compact { key, .. }
+            | Op::Dead { key, .. }
+            | Op::Reset { key, .. }
+            | Op::Destroy { key } => Some(*key),
+            Op::Identity(_) => None,
+        }
+    }
+}
+
+/// Where a payload lies on this member's disk. Never part of replicated state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Location {
+    /// Number of the segment file.
+    pub segment: u32,
+    /// Bytes from the start of the file to the record's header.
+    pub offset: u32,
+    /// Bytes of the payload.
+    pub len: u32,
+}
+
+/// A batch is durable.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Written {
+    pub batch: BatchId,
+    /// Each `Entry` and `Body` of the batch, in the batch's order.
+    pub records: Vec<WrittenRecord>,
+    /// Each checkpoint of the batch and its index.
+    pub checkpoints: Vec<(GroupKey, u64)>,
+}
+
+/// Where one payload of a batch went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WrittenRecord {
+    pub key: GroupKey,
+    pub index: u64,
+    /// 0 for a body.
+    pub term: u64,
+    pub body: bool,
+    pub location: Location,
+}
+
+/// Raft's term, vote and commit index.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HardState {
+    pub term: u64,
+    /// The member voted for in `term`; 0 for none.
+    pub vote: u64,
+    pub commit: u64,
+}
+
+/// A machine's state at an index.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Checkpoint {
+    pub index: u64,
+    pub term: u64,
+    /// The membership at `index`, as the replica encoded it.
+    pub conf: Bytes,
+    /// The machine, as it encoded itself.
+    pub machine: Bytes,
+}
+
+/// One entry of a recovered log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecoveredEntry {
+    pub index: u64,
+    pub term: u64,
+    pub location: Location,
+}
+
+/// What the disk knows of a group.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RecoveredGroup {
+    pub key: GroupKey,
+    /// `commit` is at least the checkpoint's index: a checkpoint is only ever taken of what is committed.
+    pub hard_state: Option<HardState>,
+    pub checkpoint: Option<Checkpoint>,
+    /// The log starts after this index.
+    pub compacted: u64,
+    /// Ascending and without gaps, unless `corruption` names what is missing.
+    pub entries: Vec<RecoveredEntry>,
+    /// Payloads below the prefix, ascending by index. May hold some that the machine no longer needs.
+    pub bodies: Vec<(u64, Location)>,
+    /// When set, this replica must neither campaign, vote nor acknowledge (design §3.2).
+    pub corruption: Option<Corruption>,
+}
+
+/// What a group lost to a damaged disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Corruption {
+    /// Entries or bodies that were written and cannot be read, where the indexes are known.
+    pub missing: Vec<RangeInclusive<u64>>,
+    /// The latest term and vote may be lost: both copies are damaged.
+    pub hard_state: bool,
+    /// The checkpoint that counts is missing or damaged.
+    pub checkpoint: bool,
+    /// Records of this group that nobody can name may be lost: an unreadable batch header, a missing segment.
+    pub unknown: bool,
+    /// The cause, in words.
+    pub why: String,
+}
+
+/// Something the recovery saw that an operator may want to read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// The file it is about.
+    pub file: String,
+    pub what: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.file, self.what)
+    }
+}
+
+/// Everything that was on disk when the journal was opened. All of it is durable.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// The latest [`Op::Identity`]; none on a blank disk.
+    pub identity: Option<Bytes>,
+    /// Ascending by key.
+    pub groups: Vec<RecoveredGroup>,
+    pub findings: Vec<Finding>,
+}
+
+/// How a journal is laid out.
+#[derive(Clone, Copy, Debug)]
+pub struct JournalConfig {
+    /// Preallocated size of a segment; a batch that does not fit a fresh one makes that segment larger.
+    pub segment_bytes: u64,
+    /// Batches start at multiples of this: a power of two, at least the unit that the disk may tear. 4096 fits any
+    /// disk and any page cache.
+    pub block_bytes: u32,
+    /// Drawn at random at each start. Epochs of new files derive from it, so that blocks of an older file that show up
+    /// in a newer one are told apart.
+    pub nonce: u64,
+}
+
+impl Default for JournalConfig {
+    fn default() -> Self {
+        Self {
+            segment_bytes: 64 << 20,
+            block_bytes: 4096,
+            nonce: 0,
+        }
+    }
+}
+
+/// Why the journal cannot go on. Apart from [`JournalError::BatchTooLarge`] all are final: the process ends.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    #[error("no space left for {operation} of {file}")]
+    NoSpace {
+        operation: &'static str,
+        file: String,
+    },
+    #[error("{operation} of {file} failed: {source}")]
+    Io {
+        operation: &'static str,
+        file: String,
+        source: io::Error,
+    },
+    #[error(
+        "an earlier write failed; nothing is written after that until the process starts again"
+    )]
+    Poisoned,
+    #[error("a batch of {bytes} bytes is over the limit of {limit}")]
+    BatchTooLarge { bytes: u64, limit: u64 },
+    #[error(
+        "both copies of the identity are damaged; this disk cannot say which member it belongs to"
+    )]
+    IdentityDamaged,
+    #[error("{file} has format version {version}, this program knows {known}")]
+    UnknownVersion {
+        file: String,
+        version: u16,
+        known: u16,
+    },
+}
+
+impl JournalError {
+    pub(crate) fn io(operation: &'static str, file: &str, source: io::Error) -> Self {
+        if source.kind() == io::ErrorKind::StorageFull
+            || source.kind() == io::ErrorKind::QuotaExceeded
+        {
+            return Self::NoSpace {
+                operation,
+                file: file.to_owned(),
+            };
+        }
+        Self::Io {
+            operation,
+            file: file.to_owned(),
+            source,
+        }
+    }
+}
