@@ -37,15 +37,20 @@ start_controllers() {
 
 # DNS runs beside the nodes, not on them: it stays when a node is killed, and needs no image.
 start_dns() {
+  # Two blocks, since within one CoreDNS would ask "template" before "kubernetes", in whatever order they stand.
   cat >"$ROOT/Corefile" <<K
-. {
+cluster.local in-addr.arpa {
   bind $DNS_ADDRESS
   errors
   ready $DNS_ADDRESS:8181
-  kubernetes cluster.local in-addr.arpa {
+  kubernetes {
     kubeconfig $ROOT/dns.kubeconfig
     ttl 1
   }
+}
+. {
+  bind $DNS_ADDRESS
+  errors
   template ANY ANY {
     rcode NXDOMAIN
   }

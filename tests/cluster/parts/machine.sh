@@ -5,7 +5,8 @@ NEEDED_PROGRAMS=(containerd ctr runc nft conntrack ip nsenter setsid openssl pyt
 # kubelet sets these for the whole machine, whatever it is told; `down` puts them back.
 KUBELET_SYSCTLS=(vm.overcommit_memory vm.panic_on_oom kernel.panic kernel.panic_on_oops
   kernel.keys.root_maxkeys kernel.keys.root_maxbytes)
-# Folders that containerd, the CNI plugins and kubelet make at fixed places. `down` removes those that are empty.
+# Folders that containerd, the CNI plugins and kubelet make at fixed places. Where `up` found none, `down` removes what
+# is empty in them; where there was one, it may be another program's and stays.
 FIXED_FOLDERS=(/run/containerd /var/lib/cni /var/lib/kubelet /var/log/containers)
 
 check_machine() {
@@ -48,7 +49,8 @@ cgroup_hierarchies() {
   if has_one_hierarchy; then
     echo /sys/fs/cgroup
   else
-    awk '$3 == "cgroup" && index($2, "/sys/fs/cgroup/") == 1 {print $2}' /proc/mounts
+    # With the version 2 one that has no controllers, if it is mounted: runc makes groups there too.
+    awk '($3 == "cgroup" || $3 == "cgroup2") && index($2, "/sys/fs/cgroup/") == 1 {print $2}' /proc/mounts
   fi
 }
 
@@ -97,11 +99,14 @@ kill_pods() {
   return 1
 }
 
+# A group stays busy for a moment after its last process has ended.
+remove_group() { find "$1" -depth -type d -exec rmdir {} + && [[ ! -d $1 ]]; }
+
 remove_cgroups() {
   local node=$1 hierarchy
   while read -r hierarchy; do
     if [[ -d $hierarchy/$NAME-$node ]]; then
-      find "$hierarchy/$NAME-$node" -depth -type d -exec rmdir {} + 2>/dev/null || true
+      wait_for 5 "removal of $hierarchy/$NAME-$node" remove_group "$hierarchy/$NAME-$node" || true
     fi
   done < <(cgroup_hierarchies)
   if [[ -n "$(kubelet_cgroup "$node")" ]]; then rmdir "/sys/fs/cgroup/$(kubelet_cgroup "$node")" 2>/dev/null || true; fi
@@ -121,7 +126,13 @@ unmount_under() {
 
 # --- machine-wide settings and places
 
-save_sysctls() { sysctl "${KUBELET_SYSCTLS[@]}" 2>/dev/null >"$ROOT/sysctls" || true; }
+remember_machine() {
+  local folder
+  sysctl "${KUBELET_SYSCTLS[@]}" 2>/dev/null >"$ROOT/sysctls" || true
+  for folder in "${FIXED_FOLDERS[@]}"; do
+    if [[ ! -e $folder ]]; then echo "$folder"; fi
+  done >"$ROOT/folders-not-there"
+}
 
 restore_sysctls() {
   if [[ -f $ROOT/sysctls ]]; then sysctl -q -p "$ROOT/sysctls" >/dev/null 2>&1 || true; fi
@@ -138,9 +149,10 @@ remove_traces() {
   if [[ -S /var/lib/kubelet/device-plugins/kubelet.sock ]] && ! socket_answers /var/lib/kubelet/device-plugins/kubelet.sock; then
     rm -f /var/lib/kubelet/device-plugins/{kubelet.sock,DEPRECATION}
   fi
-  for folder in "${FIXED_FOLDERS[@]}"; do
+  [[ -f $ROOT/folders-not-there ]] || return 0
+  while read -r folder; do
     if [[ -d $folder ]]; then find "$folder" -depth -type d -empty -delete; fi
-  done
+  done <"$ROOT/folders-not-there"
 }
 
 socket_answers() {

@@ -49,9 +49,20 @@ started_servers() {
   done
 }
 
-# For waiting: a server that has ended will not become ready any more.
+# wait_for_server NAME SECONDS COMMAND...: until COMMAND succeeds, or at once if the server ends.
+wait_for_server() {
+  local name=$1 limit_s=$2
+  shift 2
+  wait_for "$limit_s" "readiness of $name" ends_or_is_ready "$name" "$@" || true
+  if server_runs "$name" && "$@" >/dev/null 2>&1; then return; fi
+  show_log "$name"
+  return 1
+}
+
 ends_or_is_ready() {
-  server_is_gone "$1" || "$2"
+  local name=$1
+  shift
+  server_is_gone "$name" || "$@"
 }
 
 # The last lines of a server that did not do what was expected of it.

@@ -33,9 +33,18 @@ all_volumes() {
   done
 }
 
+# A volume stays Bound for a moment after its claim was deleted.
+phases_are_settled() {
+  local claims bound
+  claims=$(kube get persistentvolumeclaims --all-namespaces -o 'jsonpath={range .items[*]}{.metadata.uid}{"\n"}{end}') || return 1
+  bound=$(kube get persistentvolumes -o 'jsonpath={range .items[?(@.status.phase=="Bound")]}{.spec.claimRef.uid}{"\n"}{end}') || return 1
+  [[ -z "$(comm -13 <(sort <<<"$claims") <(sort <<<"$bound"))" ]]
+}
+
 # Offers every volume that no claim holds: makes the missing ones, and empties those whose claim was deleted.
 offer_volumes() {
   local node volume phases phase released=()
+  wait_for 20 "release of the volumes whose claims are gone" phases_are_settled
   phases=$(kube get persistentvolumes -o 'jsonpath={range .items[*]}{.metadata.name}{" "}{.status.phase}{"\n"}{end}')
   while read -r node volume; do
     phase=$(awk -v name="$node-$volume" '$1 == name {print $2}' <<<"$phases")
