@@ -163,6 +163,14 @@ remove_shim_sockets() {
   done
 }
 
+# The CNI library keeps a record of every pod's loopback device at a fixed place, named after the pod's sandbox.
+remove_sandbox_records() {
+  local sandbox
+  for sandbox in "$ROOT/$1/containerd/io.containerd.grpc.v1.cri/sandboxes"/*; do
+    rm -f "/var/lib/cni/results"/*-"$(basename "$sandbox")"-*
+  done
+}
+
 # As if its power was cut: every process of the node ends at once, and what was only in its memory is gone.
 kill_node() {
   local node=$1
