@@ -1,1 +1,17 @@
 //! AMQP connection and channel state machines, without I/O.
+//!
+//! [`Connection`] takes octets and time and gives [`Request`]s to the engine and octets to the client. It holds all
+//! that is AMQP about a client: handshake, heartbeats, channels, content assembly, delivery tags, confirm numbers,
+//! errors. It knows no queue: what it does not decide by itself it asks the engine, in the client's order.
+
+mod config;
+mod connection;
+mod error;
+mod request;
+
+pub use config::Config;
+pub use connection::Connection;
+pub use error::AmqpError;
+pub use request::{
+    Call, ChannelId, Credentials, Delivery, LostReason, Mechanism, Outcome, Publish, Refusal, Reply, Request, Settle,
+};
