@@ -92,17 +92,10 @@ mod tests {
 
     #[test]
     fn index_lists_survive_the_round_trip() {
-        for list in [
-            vec![],
-            vec![0],
-            vec![1, 2, 3, 7, 8, 100_000, u64::MAX - 1],
-            (1..500).collect(),
-        ] {
+        for list in [vec![], vec![0], vec![1, 2, 3, 7, 8, 100_000, u64::MAX - 1], (1..500).collect()] {
             let mut bytes = Vec::new();
             put_indexes(&mut bytes, list.iter().copied());
-            let set = Cursor(&bytes)
-                .indexes()
-                .expect("what was written reads back");
+            let set = Cursor(&bytes).indexes().expect("what was written reads back");
             assert_eq!(set.iter().collect::<Vec<_>>(), list);
         }
     }

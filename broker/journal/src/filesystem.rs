@@ -54,9 +54,7 @@ impl RealFileSystem {
     /// Makes the directory (and its parents) when it is not there.
     pub fn new(root: &Path) -> io::Result<Self> {
         std::fs::create_dir_all(root)?;
-        Ok(Self {
-            root: Arc::new(root.to_owned()),
-        })
+        Ok(Self { root: Arc::new(root.to_owned()) })
     }
 }
 
@@ -64,11 +62,7 @@ impl FileSystem for RealFileSystem {
     type File = File;
 
     fn create(&self, name: &str, size_bytes: u64) -> io::Result<File> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(self.root.join(name))?;
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(self.root.join(name))?;
         if size_bytes > 0 {
             match fs::fallocate(&file, FallocateFlags::empty(), 0, size_bytes) {
                 Ok(()) => {}
@@ -81,10 +75,7 @@ impl FileSystem for RealFileSystem {
     }
 
     fn open(&self, name: &str) -> io::Result<File> {
-        OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(self.root.join(name))
+        OpenOptions::new().read(true).write(true).open(self.root.join(name))
     }
 
     fn list(&self) -> io::Result<Vec<String>> {

@@ -20,9 +20,7 @@ impl FromIterator<u64> for IndexSet {
 
 impl IndexSet {
     pub(crate) fn contains(&self, index: u64) -> bool {
-        self.blocks
-            .get(&(index / 64))
-            .is_some_and(|bits| bits >> (index % 64) & 1 == 1)
+        self.blocks.get(&(index / 64)).is_some_and(|bits| bits >> (index % 64) & 1 == 1)
     }
 
     /// Whether it was new.
@@ -40,11 +38,7 @@ impl IndexSet {
         while index < end {
             let block_end = (index / 64 + 1).saturating_mul(64).min(end);
             let count = block_end - index;
-            let bits = if count == 64 {
-                u64::MAX
-            } else {
-                ((1 << count) - 1) << (index % 64)
-            };
+            let bits = if count == 64 { u64::MAX } else { ((1 << count) - 1) << (index % 64) };
             *self.blocks.entry(index / 64).or_default() |= bits;
             index = block_end;
         }
@@ -66,26 +60,19 @@ impl IndexSet {
 
     /// Ascending.
     pub(crate) fn iter(&self) -> impl Iterator<Item = u64> + '_ {
-        self.blocks
-            .iter()
-            .flat_map(|(block, bits)| bits_of(*block, *bits))
+        self.blocks.iter().flat_map(|(block, bits)| bits_of(*block, *bits))
     }
 
     /// What is here and not in `other`, ascending.
     pub(crate) fn difference<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = u64> + 'a {
-        self.blocks.iter().flat_map(move |(block, bits)| {
-            bits_of(
-                *block,
-                bits & !other.blocks.get(block).copied().unwrap_or(0),
-            )
-        })
+        self.blocks
+            .iter()
+            .flat_map(move |(block, bits)| bits_of(*block, bits & !other.blocks.get(block).copied().unwrap_or(0)))
     }
 
     /// Removes and returns everything at or above `index`.
     pub(crate) fn split_off(&mut self, index: u64) -> Self {
-        let mut tail = Self {
-            blocks: self.blocks.split_off(&(index / 64)),
-        };
+        let mut tail = Self { blocks: self.blocks.split_off(&(index / 64)) };
         let below = (1u64 << (index % 64)) - 1;
         if let Some(mut first) = tail.blocks.first_entry()
             && *first.key() == index / 64
@@ -125,9 +112,7 @@ mod tests {
         let mut ours = IndexSet::default();
         let mut plain = BTreeSet::new();
         for step in 0..20_000u64 {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             let index = (state >> 33) % 1_000;
             match state >> 61 {
                 0..=2 => assert_eq!(ours.insert(index), plain.insert(index)),

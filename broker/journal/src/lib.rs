@@ -24,17 +24,26 @@
 //! - After any failed write or sync the journal is poisoned; nothing is retried (`writer`).
 //! - A segment is removed only when no record in it can matter to a later replay (`accounting`).
 
+mod accounting;
+mod checkpoint;
+pub mod conformance;
 mod encoding;
 mod filesystem;
+mod identity;
 mod index_set;
 mod reader;
 mod record;
+mod recovery;
+mod replay;
+mod scan;
+mod segment;
 mod types;
+mod writer;
 
 pub use filesystem::{FileSystem, RealFileSystem, StoredFile};
 pub use reader::{EntryReader, JournalReader, ReadError};
 pub use types::{
-    Batch, BatchId, Checkpoint, Corruption, Finding, GroupKey, HardState, Incarnation,
-    JournalConfig, JournalError, Location, Op, Recovered, RecoveredEntry, RecoveredGroup, Written,
-    WrittenRecord,
+    Batch, BatchId, Checkpoint, Corruption, Finding, GroupKey, HardState, Incarnation, JournalConfig, JournalError,
+    Location, Op, Recovered, RecoveredEntry, RecoveredGroup, Written, WrittenRecord,
 };
+pub use writer::Journal;

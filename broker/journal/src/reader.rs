@@ -23,10 +23,7 @@ pub enum ReadError {
     #[error("the record in segment {} at {} does not verify", .location.segment, .location.offset)]
     Damaged { location: Location },
     #[error("reading segment {} at {} failed: {kind}", .location.segment, .location.offset)]
-    Io {
-        location: Location,
-        kind: io::ErrorKind,
-    },
+    Io { location: Location, kind: io::ErrorKind },
 }
 
 /// An open segment, as the reader needs it.
@@ -45,59 +42,39 @@ pub struct JournalReader<F: FileSystem> {
 
 impl<F: FileSystem> Clone for JournalReader<F> {
     fn clone(&self) -> Self {
-        Self {
-            segments: Arc::clone(&self.segments),
-        }
+        Self { segments: Arc::clone(&self.segments) }
     }
 }
 
 impl<F: FileSystem> JournalReader<F> {
     pub(crate) fn new(segments: Segments<F::File>) -> Self {
-        Self {
-            segments: Arc::new(RwLock::new(segments)),
-        }
+        Self { segments: Arc::new(RwLock::new(segments)) }
     }
 
     pub(crate) fn insert(&self, number: u32, segment: Arc<ReadableSegment<F::File>>) {
-        self.segments
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(number, segment);
+        self.segments.write().unwrap_or_else(PoisonError::into_inner).insert(number, segment);
     }
 
     pub(crate) fn remove(&self, number: u32) {
-        self.segments
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&number);
+        self.segments.write().unwrap_or_else(PoisonError::into_inner).remove(&number);
     }
 
     fn segment(&self, number: u32) -> Option<Arc<ReadableSegment<F::File>>> {
-        self.segments
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&number)
-            .cloned()
+        self.segments.read().unwrap_or_else(PoisonError::into_inner).get(&number).cloned()
     }
 }
 
 impl<F: FileSystem> EntryReader for JournalReader<F> {
     fn read(&self, location: Location) -> Result<Bytes, ReadError> {
-        let segment = self
-            .segment(location.segment)
-            .ok_or(ReadError::Gone { location })?;
+        let segment = self.segment(location.segment).ok_or(ReadError::Gone { location })?;
         let mut buffer = vec![0; RECORD_HEADER_BYTES + location.len as usize];
         let count = segment
             .file
             .read_at(u64::from(location.offset), &mut buffer)
-            .map_err(|error| ReadError::Io {
-                location,
-                kind: error.kind(),
-            })?;
+            .map_err(|error| ReadError::Io { location, kind: error.kind() })?;
         let verified = count == buffer.len()
-            && RecordHeader::decode(&buffer, segment.epoch).is_some_and(|header| {
-                header.len == location.len && header.verify(&buffer[RECORD_HEADER_BYTES..])
-            });
+            && RecordHeader::decode(&buffer, segment.epoch)
+                .is_some_and(|header| header.len == location.len && header.verify(&buffer[RECORD_HEADER_BYTES..]));
         if !verified {
             return Err(ReadError::Damaged { location });
         }

@@ -44,19 +44,10 @@ pub(crate) enum Kind {
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Self> {
-        use Kind::{
-            Body, Compact, Corrupt, Dead, Destroy, Entry, HardState, Mark, Removed, Reset, Summary,
-        };
-        [
-            Entry, HardState, Body, Mark, Compact, Dead, Reset, Destroy, Summary, Corrupt, Removed,
-        ]
-        .into_iter()
-        .find(|kind| *kind as u8 == byte)
-    }
-
-    /// Whether the payload belongs to the user of the journal, and is read back by location.
-    pub(crate) fn has_location(self) -> bool {
-        matches!(self, Kind::Entry | Kind::Body)
+        use Kind::{Body, Compact, Corrupt, Dead, Destroy, Entry, HardState, Mark, Removed, Reset, Summary};
+        [Entry, HardState, Body, Mark, Compact, Dead, Reset, Destroy, Summary, Corrupt, Removed]
+            .into_iter()
+            .find(|kind| *kind as u8 == byte)
     }
 }
 
@@ -82,13 +73,7 @@ impl Record {
         out.extend_from_slice(&[self.kind as u8, RECORD_VERSION, 0, 0, 0, 0]);
         out.extend_from_slice(&(self.payload.len() as u32).to_le_bytes());
         out.extend_from_slice(&self.key.incarnation.counter.to_le_bytes());
-        for number in [
-            epoch,
-            self.key.group,
-            self.key.incarnation.nonce,
-            self.index,
-            self.term,
-        ] {
+        for number in [epoch, self.key.group, self.key.incarnation.nonce, self.index, self.term] {
             out.extend_from_slice(&number.to_le_bytes());
         }
         out.extend_from_slice(&self.payload);
@@ -128,10 +113,7 @@ impl RecordHeader {
         let nonce = cursor.u64()?;
         Some(Self {
             kind,
-            key: GroupKey {
-                group,
-                incarnation: Incarnation { counter, nonce },
-            },
+            key: GroupKey { group, incarnation: Incarnation { counter, nonce } },
             index: cursor.u64()?,
             term: cursor.u64()?,
             len,
@@ -142,8 +124,7 @@ impl RecordHeader {
 
     /// Whether header and payload are what was written.
     pub(crate) fn verify(&self, payload: &[u8]) -> bool {
-        payload.len() == self.len as usize
-            && crc32c::crc32c_append(self.header_crc, payload) == self.crc
+        payload.len() == self.len as usize && crc32c::crc32c_append(self.header_crc, payload) == self.crc
     }
 }
 
@@ -170,13 +151,7 @@ impl ListedGroup {
     const CONTROL: u32 = 4;
 
     pub(crate) fn new(key: GroupKey) -> Self {
-        Self {
-            key,
-            records: 0,
-            entries: None,
-            hard_state: None,
-            control: false,
-        }
+        Self { key, records: 0, entries: None, hard_state: None, control: false }
     }
 
     /// Counts one more record of the batch.
@@ -184,14 +159,10 @@ impl ListedGroup {
         self.records += 1;
         match record.kind {
             Kind::Entry => {
-                let first = self
-                    .entries
-                    .map_or(record.index, |(first, _)| first.min(record.index));
+                let first = self.entries.map_or(record.index, |(first, _)| first.min(record.index));
                 self.entries = Some((first, record.index));
             }
-            Kind::HardState => {
-                self.hard_state = HardStatePayload::decode(record).map(|payload| payload.0)
-            }
+            Kind::HardState => self.hard_state = HardStatePayload::decode(record).map(|payload| payload.0),
             Kind::Body => {}
             _ => self.control = true,
         }
@@ -213,13 +184,7 @@ impl ListedGroup {
         for number in [self.key.incarnation.counter, flags, self.records, 0] {
             out.extend_from_slice(&number.to_le_bytes());
         }
-        for number in [
-            first,
-            last,
-            hard_state.term,
-            hard_state.vote,
-            hard_state.commit,
-        ] {
+        for number in [first, last, hard_state.term, hard_state.vote, hard_state.commit] {
             out.extend_from_slice(&number.to_le_bytes());
         }
     }
@@ -232,16 +197,9 @@ impl ListedGroup {
         let records = cursor.u32()?;
         cursor.u32()?;
         let entries = (cursor.u64()?, cursor.u64()?);
-        let hard_state = HardState {
-            term: cursor.u64()?,
-            vote: cursor.u64()?,
-            commit: cursor.u64()?,
-        };
+        let hard_state = HardState { term: cursor.u64()?, vote: cursor.u64()?, commit: cursor.u64()? };
         Some(Self {
-            key: GroupKey {
-                group,
-                incarnation: Incarnation { counter, nonce },
-            },
+            key: GroupKey { group, incarnation: Incarnation { counter, nonce } },
             records,
             entries: (flags & Self::ENTRIES != 0).then_some(entries),
             hard_state: (flags & Self::HARD_STATE != 0).then_some(hard_state),
@@ -277,12 +235,7 @@ impl BatchHeader {
         for number in [self.epoch, self.sequence, self.durable] {
             out.extend_from_slice(&number.to_le_bytes());
         }
-        for number in [
-            self.records_bytes,
-            self.records,
-            self.offset,
-            self.groups.len() as u32,
-        ] {
+        for number in [self.records_bytes, self.records, self.offset, self.groups.len() as u32] {
             out.extend_from_slice(&number.to_le_bytes());
         }
         for group in &self.groups {
@@ -314,14 +267,11 @@ impl BatchHeader {
         if header.offset as usize != offset || epoch.is_some_and(|epoch| epoch != header.epoch) {
             return None;
         }
-        let whole = bytes
-            .get(..BATCH_HEADER_BYTES.checked_add(groups.checked_mul(LISTED_GROUP_BYTES)?)?)?;
+        let whole = bytes.get(..BATCH_HEADER_BYTES.checked_add(groups.checked_mul(LISTED_GROUP_BYTES)?)?)?;
         if crc_around(whole, 4) != crc {
             return None;
         }
-        let groups = (0..groups)
-            .map(|_| ListedGroup::decode(&mut cursor))
-            .collect::<Option<_>>()?;
+        let groups = (0..groups).map(|_| ListedGroup::decode(&mut cursor)).collect::<Option<_>>()?;
         Some(Self { groups, ..header })
     }
 }
@@ -334,22 +284,12 @@ impl HardStatePayload {
         let mut payload = Vec::with_capacity(16);
         payload.extend_from_slice(&state.vote.to_le_bytes());
         payload.extend_from_slice(&state.commit.to_le_bytes());
-        Record {
-            kind: Kind::HardState,
-            key,
-            index: 0,
-            term: state.term,
-            payload: payload.into(),
-        }
+        Record { kind: Kind::HardState, key, index: 0, term: state.term, payload: payload.into() }
     }
 
     pub(crate) fn decode(record: &Record) -> Option<Self> {
         let mut cursor = Cursor(&record.payload);
-        Some(Self(HardState {
-            term: record.term,
-            vote: cursor.u64()?,
-            commit: cursor.u64()?,
-        }))
+        Some(Self(HardState { term: record.term, vote: cursor.u64()?, commit: cursor.u64()? }))
     }
 }
 
@@ -363,39 +303,19 @@ pub(crate) struct Mark {
 impl Mark {
     pub(crate) fn record(self, key: GroupKey, term: u64) -> Record {
         let payload = Bytes::copy_from_slice(&self.sequence.to_le_bytes());
-        Record {
-            kind: Kind::Mark,
-            key,
-            index: self.index,
-            term,
-            payload,
-        }
+        Record { kind: Kind::Mark, key, index: self.index, term, payload }
     }
 
     pub(crate) fn decode(record: &Record) -> Option<Self> {
-        Some(Self {
-            index: record.index,
-            sequence: Cursor(&record.payload).u64()?,
-        })
+        Some(Self { index: record.index, sequence: Cursor(&record.payload).u64()? })
     }
 }
 
 /// A record whose payload is a list of indexes.
-pub(crate) fn indexes_record(
-    kind: Kind,
-    key: GroupKey,
-    index: u64,
-    indexes: impl IntoIterator<Item = u64>,
-) -> Record {
+pub(crate) fn indexes_record(kind: Kind, key: GroupKey, index: u64, indexes: impl IntoIterator<Item = u64>) -> Record {
     let mut payload = Vec::new();
     put_indexes(&mut payload, indexes);
-    Record {
-        kind,
-        key,
-        index,
-        term: 0,
-        payload: payload.into(),
-    }
+    Record { kind, key, index, term: 0, payload: payload.into() }
 }
 
 /// The list in such a record.
@@ -405,13 +325,7 @@ pub(crate) fn indexes_of(record: &Record) -> Option<IndexSet> {
 
 /// A record without a payload.
 pub(crate) fn bare_record(kind: Kind, key: GroupKey, index: u64, term: u64) -> Record {
-    Record {
-        kind,
-        key,
-        index,
-        term,
-        payload: Bytes::new(),
-    }
+    Record { kind, key, index, term, payload: Bytes::new() }
 }
 
 /// Payload of [`Kind::Summary`]: the record's index is the compacted prefix, its term the last index of the log.
@@ -426,8 +340,7 @@ pub(crate) struct Summary {
 
 impl Summary {
     pub(crate) fn record(&self, key: GroupKey) -> Record {
-        let mut payload =
-            vec![u8::from(self.hard_state.is_some()) | u8::from(self.mark.is_some()) << 1];
+        let mut payload = vec![u8::from(self.hard_state.is_some()) | u8::from(self.mark.is_some()) << 1];
         if let Some(state) = self.hard_state {
             for number in [state.term, state.vote, state.commit] {
                 put_varint(&mut payload, number);
@@ -438,13 +351,7 @@ impl Summary {
             put_varint(&mut payload, mark.sequence);
         }
         put_indexes(&mut payload, self.live_bodies.iter());
-        Record {
-            kind: Kind::Summary,
-            key,
-            index: self.compacted,
-            term: self.last,
-            payload: payload.into(),
-        }
+        Record { kind: Kind::Summary, key, index: self.compacted, term: self.last, payload: payload.into() }
     }
 
     pub(crate) fn decode(record: &Record) -> Option<Self> {
@@ -452,35 +359,21 @@ impl Summary {
         let flags = cursor.u8()?;
         let mut hard_state = None;
         if flags & 1 != 0 {
-            hard_state = Some(HardState {
-                term: cursor.varint()?,
-                vote: cursor.varint()?,
-                commit: cursor.varint()?,
-            });
+            hard_state = Some(HardState { term: cursor.varint()?, vote: cursor.varint()?, commit: cursor.varint()? });
         }
         let mut mark = None;
         if flags & 2 != 0 {
-            mark = Some(Mark {
-                index: cursor.varint()?,
-                sequence: cursor.varint()?,
-            });
+            mark = Some(Mark { index: cursor.varint()?, sequence: cursor.varint()? });
         }
         let live_bodies = cursor.indexes()?;
-        Some(Self {
-            hard_state,
-            mark,
-            compacted: record.index,
-            last: record.term,
-            live_bodies,
-        })
+        Some(Self { hard_state, mark, compacted: record.index, last: record.term, live_bodies })
     }
 }
 
 /// The record that keeps a group's corruption known.
 pub(crate) fn corrupt_record(key: GroupKey, corruption: &Corruption) -> Record {
-    let flags = u8::from(corruption.hard_state)
-        | u8::from(corruption.checkpoint) << 1
-        | u8::from(corruption.unknown) << 2;
+    let flags =
+        u8::from(corruption.hard_state) | u8::from(corruption.checkpoint) << 1 | u8::from(corruption.unknown) << 2;
     let mut payload = vec![flags];
     put_varint(&mut payload, corruption.missing.len() as u64);
     for range in &corruption.missing {
@@ -488,13 +381,7 @@ pub(crate) fn corrupt_record(key: GroupKey, corruption: &Corruption) -> Record {
         put_varint(&mut payload, *range.end());
     }
     payload.extend_from_slice(corruption.why.as_bytes());
-    Record {
-        kind: Kind::Corrupt,
-        key,
-        index: 0,
-        term: 0,
-        payload: payload.into(),
-    }
+    Record { kind: Kind::Corrupt, key, index: 0, term: 0, payload: payload.into() }
 }
 
 /// What [`corrupt_record`] wrote.

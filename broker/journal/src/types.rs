@@ -24,11 +24,7 @@ pub struct GroupKey {
 
 impl fmt::Display for GroupKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "group {} ({}.{:016x})",
-            self.group, self.incarnation.counter, self.incarnation.nonce
-        )
+        write!(f, "group {} ({}.{:016x})", self.group, self.incarnation.counter, self.incarnation.nonce)
     }
 }
 
@@ -49,52 +45,24 @@ pub struct Batch {
 pub enum Op {
     /// A Raft log entry. It drops the group's log entries with an index at or above its own (Raft §5.3).
     /// `index` is above the compacted prefix.
-    Entry {
-        key: GroupKey,
-        index: u64,
-        term: u64,
-        payload: Bytes,
-    },
+    Entry { key: GroupKey, index: u64, term: u64, payload: Bytes },
     /// Replaces the group's hard state (Raft §5.2: term and vote are durable before any reply).
-    HardState {
-        key: GroupKey,
-        term: u64,
-        vote: u64,
-        commit: u64,
-    },
+    HardState { key: GroupKey, term: u64, vote: u64, commit: u64 },
     /// The payload of an entry below the prefix, that came by Raft snapshot. It never acts on the log; where log and
     /// body share an index, the body holds once the prefix passes it.
-    Body {
-        key: GroupKey,
-        index: u64,
-        payload: Bytes,
-    },
+    Body { key: GroupKey, index: u64, payload: Bytes },
     /// A state of the group's machine at `index`, without message bodies, and the membership there. It replaces the
     /// older one when its batch is durable, so records that need it (`Compact`, `Reset`) may share that batch. A hard
     /// state with a commit at or above `index` is in this batch or an earlier one.
-    Checkpoint {
-        key: GroupKey,
-        index: u64,
-        term: u64,
-        conf: Bytes,
-        machine: Bytes,
-    },
+    Checkpoint { key: GroupKey, index: u64, term: u64, conf: Bytes, machine: Bytes },
     /// The log starts after `up_to`. Of everything at or below it only `live` (ascending) is still needed. A
     /// checkpoint at or above `up_to` is durable or in this batch.
-    Compact {
-        key: GroupKey,
-        up_to: u64,
-        live: Vec<u64>,
-    },
+    Compact { key: GroupKey, up_to: u64, live: Vec<u64> },
     /// Bodies at or below the prefix that nobody needs any more. Unknown indexes are ignored.
     Dead { key: GroupKey, indexes: Vec<u64> },
     /// A Raft snapshot at `index` was installed: the log is empty and starts after it. Log entries at or below `index`
     /// without a body become bodies; the `Compact` that follows says which of them are live.
-    Reset {
-        key: GroupKey,
-        index: u64,
-        term: u64,
-    },
+    Reset { key: GroupKey, index: u64, term: u64 },
     /// Forget the group: everything that was written under this key before.
     Destroy { key: GroupKey },
     /// Replaces the member's identity, a small file of its own, kept twice.
@@ -249,11 +217,7 @@ pub struct JournalConfig {
 
 impl Default for JournalConfig {
     fn default() -> Self {
-        Self {
-            segment_bytes: 64 << 20,
-            block_bytes: 4096,
-            nonce: 0,
-        }
+        Self { segment_bytes: 64 << 20, block_bytes: 4096, nonce: 0 }
     }
 }
 
@@ -261,48 +225,24 @@ impl Default for JournalConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
     #[error("no space left for {operation} of {file}")]
-    NoSpace {
-        operation: &'static str,
-        file: String,
-    },
+    NoSpace { operation: &'static str, file: String },
     #[error("{operation} of {file} failed: {source}")]
-    Io {
-        operation: &'static str,
-        file: String,
-        source: io::Error,
-    },
-    #[error(
-        "an earlier write failed; nothing is written after that until the process starts again"
-    )]
+    Io { operation: &'static str, file: String, source: io::Error },
+    #[error("an earlier write failed; nothing is written after that until the process starts again")]
     Poisoned,
     #[error("a batch of {bytes} bytes is over the limit of {limit}")]
     BatchTooLarge { bytes: u64, limit: u64 },
-    #[error(
-        "both copies of the identity are damaged; this disk cannot say which member it belongs to"
-    )]
+    #[error("both copies of the identity are damaged; this disk cannot say which member it belongs to")]
     IdentityDamaged,
     #[error("{file} has format version {version}, this program knows {known}")]
-    UnknownVersion {
-        file: String,
-        version: u16,
-        known: u16,
-    },
+    UnknownVersion { file: String, version: u16, known: u16 },
 }
 
 impl JournalError {
     pub(crate) fn io(operation: &'static str, file: &str, source: io::Error) -> Self {
-        if source.kind() == io::ErrorKind::StorageFull
-            || source.kind() == io::ErrorKind::QuotaExceeded
-        {
-            return Self::NoSpace {
-                operation,
-                file: file.to_owned(),
-            };
+        if source.kind() == io::ErrorKind::StorageFull || source.kind() == io::ErrorKind::QuotaExceeded {
+            return Self::NoSpace { operation, file: file.to_owned() };
         }
-        Self::Io {
-            operation,
-            file: file.to_owned(),
-            source,
-        }
+        Self::Io { operation, file: file.to_owned(), source }
     }
 }

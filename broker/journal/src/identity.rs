@@ -1,0 +1,69 @@
+//! The member's identity: a few bytes that must outlive any single damaged block, so they are kept twice.
+
+use crate::checkpoint::{read_file, replace_file};
+use crate::encoding::Cursor;
+use crate::filesystem::FileSystem;
+use crate::record::crc_around;
+use crate::types::{Finding, JournalError};
+use bytes::Bytes;
+
+const COPIES: [&str; 2] = ["identity-1", "identity-2"];
+const MAGIC: [u8; 8] = *b"HFIDENTY";
+const HEADER_BYTES: usize = 20;
+
+/// The identity with the count of its changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct StoredIdentity {
+    pub changes: u64,
+    pub bytes: Bytes,
+}
+
+/// Makes both copies durable, one after the other.
+pub(crate) fn store<F: FileSystem>(fs: &F, identity: &StoredIdentity) -> Result<(), JournalError> {
+    let mut out = Vec::with_capacity(HEADER_BYTES + identity.bytes.len());
+    out.extend_from_slice(&MAGIC);
+    out.extend_from_slice(&[0; 4]);
+    out.extend_from_slice(&identity.changes.to_le_bytes());
+    out.extend_from_slice(&identity.bytes);
+    let crc = crc_around(&out, 8);
+    out[8..12].copy_from_slice(&crc.to_le_bytes());
+    for copy in COPIES {
+        replace_file(fs, copy, &out)?;
+        fs.sync_dir().map_err(|error| JournalError::io("sync directory", copy, error))?;
+    }
+    Ok(())
+}
+
+/// The newer of the intact copies; none on a disk that never had one.
+pub(crate) fn load<F: FileSystem>(
+    fs: &F,
+    names: &[String],
+    findings: &mut Vec<Finding>,
+) -> Result<Option<StoredIdentity>, JournalError> {
+    let mut newest: Option<StoredIdentity> = None;
+    let mut damaged = 0;
+    for copy in COPIES.iter().filter(|copy| names.iter().any(|name| name == *copy)) {
+        match read_file(fs, copy).and_then(decode) {
+            Some(found) if newest.as_ref().is_none_or(|best| best.changes < found.changes) => newest = Some(found),
+            Some(_) => {}
+            None => {
+                damaged += 1;
+                findings
+                    .push(Finding { file: (*copy).to_owned(), what: "this copy of the identity is damaged".into() });
+            }
+        }
+    }
+    if newest.is_none() && damaged > 0 {
+        return Err(JournalError::IdentityDamaged);
+    }
+    Ok(newest)
+}
+
+fn decode(bytes: Bytes) -> Option<StoredIdentity> {
+    let mut cursor = Cursor(&bytes);
+    let magic = cursor.bytes(8)?;
+    let crc = cursor.u32()?;
+    let changes = cursor.u64()?;
+    let intact = magic == MAGIC && crc_around(&bytes, 8) == crc;
+    intact.then(|| StoredIdentity { changes, bytes: bytes.slice(HEADER_BYTES..) })
+}

@@ -1,0 +1,364 @@
+//! From the files of a stopped, killed or unplugged member to a journal that can go on.
+//!
+//! 1. The newest segment's header lists the older ones; files it does not list were removed and came back.
+//! 2. Segments are read in order. Damage in a batch that was durable is corruption of its groups; damage in the last
+//!    batch of the newest segment is a torn tail, and the log is cut there.
+//! 3. The last batch may be in the page cache only (its sync failed, or the process died within it). It is written
+//!    again, into a new segment with a new epoch, whose header holds the cut. What is known of corruption goes along.
+//! 4. Only then are leftovers removed and the result reported.
+
+use crate::accounting::{Accounting, JOURNAL_KEY};
+use crate::checkpoint::{checkpoint_name, is_checkpoint_name};
+use crate::filesystem::{FileSystem, StoredFile};
+use crate::identity;
+use crate::index_set::IndexSet;
+use crate::reader::{JournalReader, ReadableSegment, Segments};
+use crate::record::{Kind, Record, corrupt_record, indexes_of};
+use crate::replay::Replay;
+use crate::scan::{ScanEnd, ScanLimit, ScanPlan, Scanned, ScannedBatch, find_first_batch, scan};
+use crate::segment::{SealedSegment, SegmentHeader, segment_name, segment_number};
+use crate::types::{Finding, GroupKey, JournalConfig, JournalError, Location, Recovered, RecoveredGroup};
+use crate::writer::{Journal, Resume};
+use bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+pub(crate) fn open<F: FileSystem>(fs: F, config: JournalConfig) -> Result<(Journal<F>, Recovered), JournalError> {
+    let names = fs.list().map_err(|error| JournalError::io("list", "the data directory", error))?;
+    let mut findings = Vec::new();
+    let identity = identity::load(&fs, &names, &mut findings)?;
+    let recovery = Recovery {
+        fs: fs.clone(),
+        config,
+        findings,
+        replay: Replay::default(),
+        accounting: Accounting::default(),
+        segments: Segments::new(),
+        kept: BTreeMap::new(),
+        leftovers: names.iter().filter(|name| name.ends_with(".tmp")).cloned().collect(),
+        tail: Vec::new(),
+        cut: None,
+    };
+    let numbers: BTreeSet<u32> = names.iter().filter_map(|name| segment_number(name)).collect();
+    let checkpoints: Vec<String> = names.into_iter().filter(|name| is_checkpoint_name(name)).collect();
+    let identity_changes = identity.as_ref().map_or(0, |identity| identity.changes);
+    let (journal, mut recovered) = recovery.run(&numbers, checkpoints, identity_changes)?;
+    recovered.identity = identity.map(|identity| identity.bytes);
+    Ok((journal, recovered))
+}
+
+struct Recovery<F: FileSystem> {
+    fs: F,
+    config: JournalConfig,
+    findings: Vec<Finding>,
+    replay: Replay,
+    accounting: Accounting,
+    segments: Segments<F::File>,
+    /// Segments that stay, as the new header lists them.
+    kept: BTreeMap<u32, SealedSegment>,
+    /// Files to remove once the new segment is durable.
+    leftovers: Vec<String>,
+    /// Records of the last batch, when it may not be durable.
+    tail: Vec<(Record, Location)>,
+    /// The file to be cut once the new segment is durable, and where.
+    cut: Option<(String, u64)>,
+}
+
+/// The newest segment, read but not yet replayed.
+struct Newest {
+    number: u32,
+    epoch: u64,
+    first_sequence: u64,
+    scanned: Vec<Scanned>,
+    end: ScanEnd,
+    file_bytes: u64,
+    /// None when the header is damaged.
+    older: Option<Vec<SealedSegment>>,
+}
+
+impl<F: FileSystem> Recovery<F> {
+    fn run(
+        mut self,
+        numbers: &BTreeSet<u32>,
+        checkpoints: Vec<String>,
+        identity_changes: u64,
+    ) -> Result<(Journal<F>, Recovered), JournalError> {
+        let mut present = numbers.clone();
+        let newest = self.find_newest(&mut present)?;
+        let mut last_sequence = 0;
+        if let Some(newest) = newest {
+            last_sequence = self.replay_all(newest, present)?;
+        }
+        let replay = std::mem::take(&mut self.replay);
+        let mut groups = replay.finish(&self.fs);
+        let mut records: Vec<Record> = self.tail.iter().map(|(record, _)| record.clone()).collect();
+        for group in &groups {
+            if let Some(corruption) = &group.corruption {
+                self.findings.push(Finding {
+                    file: group.key.to_string(),
+                    what: format!("this replica is damaged and must not serve: {}", corruption.why),
+                });
+                records.push(corrupt_record(group.key, corruption));
+            }
+        }
+        let marks: BTreeSet<String> = groups
+            .iter()
+            .filter_map(|group| Some(checkpoint_name(group.key, self.accounting.mark(group.key)?)))
+            .collect();
+        let reader = JournalReader::new(std::mem::take(&mut self.segments));
+        let mut journal = Journal::resume(Resume {
+            fs: self.fs.clone(),
+            config: self.config,
+            reader,
+            accounting: std::mem::take(&mut self.accounting),
+            older: std::mem::take(&mut self.kept),
+            next_segment: numbers.last().map_or(1, |number| number + 1),
+            next_sequence: last_sequence + 1,
+            identity_changes,
+        })?;
+        let locations = journal.append(&mut records, false)?;
+        self.relocate_tail(&mut groups, &locations);
+        self.leftovers.extend(checkpoints.into_iter().filter(|name| !marks.contains(name)));
+        self.clean_up()?;
+        Ok((journal, Recovered { identity: None, groups, findings: self.findings }))
+    }
+
+    /// Reads the newest segment that was finished being created. One without a readable header or batch was not: its
+    /// header is synced before anything else happens in it.
+    fn find_newest(&mut self, present: &mut BTreeSet<u32>) -> Result<Option<Newest>, JournalError> {
+        while let Some(number) = present.pop_last() {
+            let name = segment_name(number);
+            let (file, bytes) = self.read_segment(number)?;
+            let header = SegmentHeader::decode(&bytes, &name)?;
+            let first = match &header {
+                Some(header) => Some((header.epoch, header.first_sequence)),
+                None => find_first_batch(&bytes, self.config.block_bytes),
+            };
+            let Some((epoch, first_sequence)) = first else {
+                self.leftovers.push(name);
+                continue;
+            };
+            file.sync_data().map_err(|error| JournalError::io("sync", &name, error))?;
+            let plan = ScanPlan {
+                number,
+                epoch,
+                block_bytes: header.as_ref().map_or(self.config.block_bytes, |header| header.block_bytes),
+                start: header.as_ref().map(SegmentHeader::stored_bytes),
+                first_sequence,
+                limit: ScanLimit::Open,
+            };
+            let mut scanned = Vec::new();
+            let end = scan(&plan, &bytes, &mut |found| scanned.push(found));
+            self.segments.insert(number, Arc::new(ReadableSegment { file, epoch }));
+            let older = header.map(|header| header.older);
+            let file_bytes = bytes.len() as u64;
+            return Ok(Some(Newest { number, epoch, first_sequence, scanned, end, file_bytes, older }));
+        }
+        Ok(None)
+    }
+
+    /// Replays the older segments and then the newest; returns the sequence of the last batch.
+    fn replay_all(&mut self, newest: Newest, present: BTreeSet<u32>) -> Result<u64, JournalError> {
+        let name = segment_name(newest.number);
+        let removed = removed_segments(&newest.scanned);
+        let listed = match &newest.older {
+            Some(older) => older.clone(),
+            None => {
+                self.find(&name, "the header is damaged; the list of older segments is lost with it");
+                self.replay.lost(&format!("the header of {name} is damaged"));
+                self.list_from_headers(&present)?
+            }
+        };
+        let listed: BTreeMap<u32, SealedSegment> = listed
+            .into_iter()
+            .filter(|sealed| !removed.contains(u64::from(sealed.number)))
+            .map(|sealed| (sealed.number, sealed))
+            .collect();
+        let unlisted = present.iter().filter(|number| !listed.contains_key(number));
+        self.leftovers.extend(unlisted.map(|number| segment_name(*number)));
+        for sealed in listed.values() {
+            if present.contains(&sealed.number) {
+                self.replay_sealed(*sealed)?;
+            } else {
+                let name = segment_name(sealed.number);
+                self.find(&name, "the file is missing");
+                self.replay.lost(&format!("{name} is missing"));
+            }
+        }
+        Ok(self.replay_newest(newest))
+    }
+
+    /// What the older segments say of themselves, when no list of them is left.
+    fn list_from_headers(&mut self, present: &BTreeSet<u32>) -> Result<Vec<SealedSegment>, JournalError> {
+        let mut listed = Vec::new();
+        for number in present {
+            let (_, bytes) = self.read_segment(*number)?;
+            let Some(header) = SegmentHeader::decode(&bytes, &segment_name(*number))? else { continue };
+            let plan = ScanPlan {
+                number: *number,
+                epoch: header.epoch,
+                block_bytes: header.block_bytes,
+                start: Some(header.stored_bytes()),
+                first_sequence: header.first_sequence,
+                limit: ScanLimit::Open,
+            };
+            let end = scan(&plan, &bytes, &mut |_| {});
+            listed.push(SealedSegment {
+                number: *number,
+                end: end.cut as u32,
+                epoch: header.epoch,
+                first_sequence: header.first_sequence,
+                last_sequence: end.last_sequence,
+                proven: end.last_sequence,
+            });
+        }
+        Ok(listed)
+    }
+
+    fn replay_sealed(&mut self, sealed: SealedSegment) -> Result<(), JournalError> {
+        let number = sealed.number;
+        let name = segment_name(number);
+        let (file, bytes) = self.read_segment(number)?;
+        let header = SegmentHeader::decode(&bytes, &name)?.filter(|header| header.epoch == sealed.epoch);
+        if header.is_none() {
+            self.find(&name, "the header is damaged; its batches are searched one by one");
+        }
+        let plan = ScanPlan {
+            number,
+            epoch: sealed.epoch,
+            block_bytes: header.as_ref().map_or(self.config.block_bytes, |header| header.block_bytes),
+            start: header.as_ref().map(SegmentHeader::stored_bytes),
+            first_sequence: sealed.first_sequence,
+            limit: ScanLimit::Sealed { last_sequence: sealed.last_sequence, proven: sealed.proven },
+        };
+        scan(&plan, &bytes, &mut |found| {
+            let is_unproven = matches!(&found, Scanned::Batch(batch) if batch.sequence > sealed.proven);
+            self.take(number, found, is_unproven);
+        });
+        self.segments.insert(number, Arc::new(ReadableSegment { file, epoch: sealed.epoch }));
+        self.kept.insert(number, sealed);
+        Ok(())
+    }
+
+    fn replay_newest(&mut self, newest: Newest) -> u64 {
+        let Newest { number, epoch, first_sequence, scanned, end, file_bytes, .. } = newest;
+        let name = segment_name(number);
+        if end.torn {
+            let what = format!("the last write was torn; the log is cut at byte {} of {file_bytes}", end.cut);
+            self.find(&name, &what);
+        }
+        if scanned.is_empty() {
+            self.segments.remove(&number);
+            self.leftovers.push(name);
+            return end.last_sequence;
+        }
+        self.cut = Some((name, end.cut));
+        let last = scanned.len() - 1;
+        for (position, found) in scanned.into_iter().enumerate() {
+            self.take(number, found, position == last);
+        }
+        let sealed = SealedSegment {
+            number,
+            end: end.cut as u32,
+            epoch,
+            first_sequence,
+            last_sequence: end.last_sequence,
+            proven: end.last_sequence - 1,
+        };
+        self.kept.insert(number, sealed);
+        end.last_sequence
+    }
+
+    /// Replays one thing found in a segment. `is_tail`: it may not be durable yet.
+    fn take(&mut self, segment: u32, found: Scanned, is_tail: bool) {
+        let name = segment_name(segment);
+        match found {
+            Scanned::Lost { first_sequence, offset } => {
+                let why = format!("batch {first_sequence} in {name} at byte {offset} is unreadable");
+                self.find(&name, &format!("{why}, and later ones prove that it was durable: not a torn tail"));
+                self.replay.lost(&why);
+            }
+            Scanned::Batch(ScannedBatch { sequence, offset, records, damaged }) => {
+                for listed in &damaged {
+                    let why = format!("batch {sequence} in {name} at byte {offset} is damaged");
+                    self.find(&name, &format!("{why}: records of {} do not verify", listed.key));
+                    self.replay.damaged(listed, &why);
+                    self.accounting.damaged(listed, segment);
+                }
+                for (record, location) in &records {
+                    self.replay.apply(record, *location);
+                    self.accounting.apply(record, segment);
+                }
+                if is_tail {
+                    self.tail = records;
+                }
+            }
+        }
+    }
+
+    /// The last batch lies in the new segment now.
+    fn relocate_tail(&self, groups: &mut [RecoveredGroup], locations: &[Location]) {
+        let old = self.tail.iter().map(|(_, location)| *location);
+        let moved: BTreeMap<Location, Location> = old.zip(locations.iter().copied()).collect();
+        let keys: BTreeSet<GroupKey> = self.tail.iter().map(|(record, _)| record.key).collect();
+        for group in groups.iter_mut().filter(|group| keys.contains(&group.key)) {
+            let entries = group.entries.iter_mut().map(|entry| &mut entry.location);
+            for location in entries.chain(group.bodies.iter_mut().map(|(_, location)| location)) {
+                if let Some(new) = moved.get(location) {
+                    *location = *new;
+                }
+            }
+        }
+    }
+
+    /// Removes what does not count, and gives back what the cut segment had reserved.
+    fn clean_up(&mut self) -> Result<(), JournalError> {
+        for name in std::mem::take(&mut self.leftovers) {
+            self.fs.remove(&name).map_err(|error| JournalError::io("remove", &name, error))?;
+        }
+        if let Some((name, end)) = self.cut.take() {
+            let file = self.fs.open(&name).map_err(|error| JournalError::io("open", &name, error))?;
+            file.set_len(end).map_err(|error| JournalError::io("cut", &name, error))?;
+        }
+        self.fs.sync_dir().map_err(|error| JournalError::io("sync", "the data directory", error))
+    }
+
+    fn find(&mut self, file: &str, what: &str) {
+        self.findings.push(Finding { file: file.to_owned(), what: what.to_owned() });
+    }
+
+    /// The whole segment. Blocks that the disk cannot read are taken as zero, which no checksum accepts.
+    fn read_segment(&mut self, number: u32) -> Result<(F::File, Bytes), JournalError> {
+        let name = segment_name(number);
+        let file = self.fs.open(&name).map_err(|error| JournalError::io("open", &name, error))?;
+        let len = file.len().map_err(|error| JournalError::io("read", &name, error))?;
+        let mut bytes = vec![0; len as usize];
+        if file.read_at(0, &mut bytes).is_err() {
+            let mut unreadable = 0;
+            for (block, chunk) in bytes.chunks_mut(4096).enumerate() {
+                if file.read_at(block as u64 * 4096, chunk).is_err() {
+                    chunk.fill(0);
+                    unreadable += 1;
+                }
+            }
+            self.find(&name, &format!("the disk cannot read {unreadable} blocks of it"));
+        }
+        Ok((file, bytes.into()))
+    }
+}
+
+/// Segments that the records say were about to be removed.
+fn removed_segments(scanned: &[Scanned]) -> IndexSet {
+    let mut removed = IndexSet::default();
+    for found in scanned {
+        let Scanned::Batch(batch) = found else { continue };
+        for (record, _) in &batch.records {
+            if record.key == JOURNAL_KEY && record.kind == Kind::Removed {
+                for number in indexes_of(record).unwrap_or_default().iter() {
+                    removed.insert(number);
+                }
+            }
+        }
+    }
+    removed
+}

@@ -1,0 +1,229 @@
+//! From records, in the order of the log, to what each group has on disk.
+
+use crate::accounting::JOURNAL_KEY;
+use crate::checkpoint;
+use crate::filesystem::FileSystem;
+use crate::index_set::IndexSet;
+use crate::record::{HardStatePayload, Kind, ListedGroup, Mark, Record, Summary, corruption_of, indexes_of};
+use crate::types::{Corruption, GroupKey, HardState, Location, RecoveredEntry, RecoveredGroup};
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+
+#[derive(Debug, Default)]
+pub(crate) struct Replay {
+    groups: BTreeMap<GroupKey, ReplayGroup>,
+    /// Records that nobody can name were lost before this point, and why.
+    lost: Option<String>,
+}
+
+#[derive(Debug, Default)]
+struct ReplayGroup {
+    hard_state: Option<HardState>,
+    mark: Option<Mark>,
+    compacted: u64,
+    /// Without a location: it was written, and is damaged.
+    log: BTreeMap<u64, LogSlot>,
+    bodies: BTreeMap<u64, Option<Location>>,
+    corruption: Option<Corruption>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct LogSlot {
+    term: u64,
+    location: Option<Location>,
+}
+
+impl ReplayGroup {
+    fn entry(&mut self, index: u64, slot: LogSlot) {
+        if index > self.compacted {
+            self.log.split_off(&index);
+            self.log.insert(index, slot);
+        } else if let Some(body) = self.bodies.get_mut(&index) {
+            // The last batch before a restart is replayed twice.
+            *body = slot.location;
+        }
+    }
+
+    fn compact(&mut self, up_to: u64, live: &IndexSet) {
+        self.bodies.retain(|index, _| live.contains(*index));
+        let above = self.log.split_off(&up_to.saturating_add(1));
+        let mut below = std::mem::replace(&mut self.log, above);
+        for index in live.iter() {
+            let moved = below.remove(&index).and_then(|slot| slot.location);
+            self.bodies.entry(index).or_insert(moved);
+        }
+        self.compacted = self.compacted.max(up_to);
+    }
+
+    fn reset(&mut self, index: u64) {
+        for (entry, slot) in std::mem::take(&mut self.log).range(..=index) {
+            self.bodies.entry(*entry).or_insert(slot.location);
+        }
+        self.compacted = index;
+        if let Some(corruption) = self.corruption.take()
+            && corruption.hard_state
+        {
+            self.corruption = Some(Corruption { hard_state: true, why: corruption.why, ..Corruption::default() });
+        }
+    }
+
+    fn suspect(&mut self, why: &str) -> &mut Corruption {
+        let corruption = self.corruption.get_or_insert_default();
+        if !corruption.why.contains(why) {
+            if !corruption.why.is_empty() {
+                corruption.why.push_str("; ");
+            }
+            corruption.why.push_str(why);
+        }
+        corruption
+    }
+
+    fn summary(&mut self, summary: &Summary) {
+        self.hard_state = summary.hard_state;
+        self.mark = summary.mark;
+        self.log.split_off(&summary.last.saturating_add(1));
+        self.compact(summary.compacted, &summary.live_bodies);
+    }
+
+    /// Indexes that should be there and are not.
+    fn missing(&self) -> Vec<RangeInclusive<u64>> {
+        let mut missing = Ranges::default();
+        for (index, location) in &self.bodies {
+            if location.is_none() {
+                missing.add(*index, *index);
+            }
+        }
+        let mut expected = self.compacted + 1;
+        for (index, slot) in &self.log {
+            if *index > expected {
+                missing.add(expected, *index - 1);
+            }
+            if slot.location.is_none() {
+                missing.add(*index, *index);
+            }
+            expected = *index + 1;
+        }
+        missing.0
+    }
+
+    fn finish<F: FileSystem>(mut self, fs: &F, key: GroupKey) -> RecoveredGroup {
+        let missing = self.missing();
+        if !missing.is_empty() {
+            let corruption = self.suspect("entries or bodies in damaged blocks");
+            corruption.missing = missing;
+        }
+        let checkpoint = self.mark.and_then(|mark| checkpoint::load(fs, key, mark));
+        let reaches = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.index) >= self.compacted;
+        if (self.mark.is_some() && checkpoint.is_none()) || !reaches {
+            self.suspect("its checkpoint is missing or damaged").checkpoint = true;
+        }
+        if let (Some(state), Some(checkpoint)) = (&mut self.hard_state, &checkpoint) {
+            state.commit = state.commit.max(checkpoint.index);
+        }
+        let log = self.log.iter();
+        RecoveredGroup {
+            key,
+            hard_state: self.hard_state,
+            checkpoint,
+            compacted: self.compacted,
+            entries: log
+                .filter_map(|(index, slot)| {
+                    Some(RecoveredEntry { index: *index, term: slot.term, location: slot.location? })
+                })
+                .collect(),
+            bodies: self.bodies.iter().filter_map(|(index, location)| Some((*index, (*location)?))).collect(),
+            corruption: self.corruption,
+        }
+    }
+}
+
+/// Ascending ranges that join where they touch.
+#[derive(Default)]
+struct Ranges(Vec<RangeInclusive<u64>>);
+
+impl Ranges {
+    fn add(&mut self, first: u64, last: u64) {
+        match self.0.last_mut() {
+            Some(range) if *range.end() + 1 == first => *range = *range.start()..=last,
+            _ => self.0.push(first..=last),
+        }
+    }
+}
+
+impl Replay {
+    fn group(&mut self, key: GroupKey) -> &mut ReplayGroup {
+        let lost = &self.lost;
+        self.groups.entry(key).or_insert_with(|| {
+            let mut group = ReplayGroup::default();
+            if let Some(why) = lost {
+                group.suspect(why).unknown = true;
+            }
+            group
+        })
+    }
+
+    /// Takes the next record of the log, which lies at `location`.
+    pub(crate) fn apply(&mut self, record: &Record, location: Location) {
+        if record.key == JOURNAL_KEY {
+            return;
+        }
+        if record.kind == Kind::Destroy {
+            self.groups.remove(&record.key);
+            return;
+        }
+        let group = self.group(record.key);
+        match record.kind {
+            Kind::Entry => group.entry(record.index, LogSlot { term: record.term, location: Some(location) }),
+            Kind::Body => {
+                group.bodies.insert(record.index, Some(location));
+            }
+            Kind::HardState => group.hard_state = HardStatePayload::decode(record).map(|payload| payload.0),
+            Kind::Mark => group.mark = Mark::decode(record),
+            Kind::Compact => group.compact(record.index, &indexes_of(record).unwrap_or_default()),
+            Kind::Dead => {
+                for index in indexes_of(record).unwrap_or_default().iter() {
+                    group.bodies.remove(&index);
+                }
+            }
+            Kind::Reset => group.reset(record.index),
+            Kind::Summary => {
+                if let Some(summary) = Summary::decode(record) {
+                    group.summary(&summary);
+                }
+            }
+            Kind::Corrupt => group.corruption = corruption_of(record),
+            Kind::Destroy | Kind::Removed => {}
+        }
+    }
+
+    /// The records of one group in a batch are damaged; the batch's list says what they were.
+    pub(crate) fn damaged(&mut self, listed: &ListedGroup, why: &str) {
+        if listed.key == JOURNAL_KEY {
+            return;
+        }
+        let group = self.group(listed.key);
+        if let Some((first, last)) = listed.entries {
+            for index in first..=last {
+                group.entry(index, LogSlot { term: 0, location: None });
+            }
+        }
+        if listed.hard_state.is_some() {
+            group.hard_state = listed.hard_state;
+        }
+        if listed.control {
+            group.suspect(why).unknown = true;
+        }
+    }
+
+    /// Whole batches are lost, and nobody can name their groups.
+    pub(crate) fn lost(&mut self, why: &str) {
+        for group in self.groups.values_mut() {
+            group.suspect(why).unknown = true;
+        }
+        self.lost = Some(why.to_owned());
+    }
+
+    pub(crate) fn finish<F: FileSystem>(self, fs: &F) -> Vec<RecoveredGroup> {
+        self.groups.into_iter().map(|(key, group)| group.finish(fs, key)).collect()
+    }
+}
