@@ -1,0 +1,270 @@
+//! What can be asked of the cluster's metadata.
+
+use crate::arguments::Arguments;
+use crate::codec::{codec_enum, codec_struct};
+use crate::ids::{BootId, GroupId, MemberId, QueueId, SessionId};
+use bytes::Bytes;
+
+/// A command to the metadata machine. Each is answered with a [`super::MetaReply`] if it came in a numbered batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MetaCommand {
+    /// Makes the cluster, once; a repeat under the same id is answered alike, under another refused.
+    Init {
+        /// The cluster's id, kept outside the disks by the operator (design §3.5).
+        cluster_id: String,
+        /// Grows with each forced recovery.
+        epoch: u64,
+        /// Who should be in it.
+        expected: Vec<ExpectedMember>,
+        /// Replicas of a queue without a policy; 0 = by the number of expected members (1, 3, 3 for 1, 3, 5).
+        replication_factor: u32,
+        /// The first user, who may do everything in the vhost `/`.
+        user: Option<NewUser>,
+        /// The member that runs group 0 alone at first; it gets id 1.
+        first: NewMember,
+    },
+    /// Changes who should be in the cluster.
+    SetExpected {
+        /// All of them.
+        expected: Vec<ExpectedMember>,
+    },
+    /// Admits a member and gives it an id; a repeat for the same UUID is answered alike and updates the rest.
+    AddMember {
+        /// Who.
+        member: NewMember,
+    },
+    /// Takes a member out of the cluster. It must hold no replica any more.
+    RemoveMember {
+        /// Who.
+        member: MemberId,
+    },
+    /// A run of a member began; the run before it has ended.
+    BootStarted {
+        /// Whose.
+        member: MemberId,
+        /// The new run.
+        boot: BootId,
+    },
+    /// A run of a member is over, with all its sessions and transient queues.
+    BootEnded {
+        /// Which.
+        boot: BootId,
+    },
+    /// A connection is over, with its exclusive queues.
+    SessionEnded {
+        /// Which.
+        session: SessionId,
+    },
+    /// Records the voters and learners that a group has come to have (after the group's own membership change).
+    SetReplicas {
+        /// Which group; 0 for the metadata itself.
+        group: GroupId,
+        /// Its voters.
+        voters: Vec<MemberId>,
+        /// Its learners.
+        learners: Vec<MemberId>,
+    },
+    /// Makes a virtual host with its pre-declared exchanges.
+    PutVhost {
+        /// Its name.
+        name: String,
+    },
+    /// Removes a virtual host and all in it.
+    DeleteVhost {
+        /// Its name.
+        name: String,
+    },
+    /// Makes a user or replaces it.
+    PutUser {
+        /// All about it.
+        user: NewUser,
+    },
+    /// Removes a user and its permissions.
+    DeleteUser {
+        /// Its name.
+        name: String,
+    },
+    /// Sets what a user may do in a virtual host: regular expressions over resource names.
+    SetPermissions {
+        /// Where.
+        vhost: String,
+        /// Who.
+        user: String,
+        /// Declare and delete.
+        configure: String,
+        /// Publish and bind into.
+        write: String,
+        /// Consume and bind from.
+        read: String,
+    },
+    /// Takes a user's permissions in a virtual host away.
+    ClearPermissions {
+        /// Where.
+        vhost: String,
+        /// Who.
+        user: String,
+    },
+    /// `exchange.declare`, not passive.
+    DeclareExchange {
+        /// Where.
+        vhost: String,
+        /// Its name.
+        name: String,
+        /// `direct`, `fanout`, `topic` or `headers`.
+        kind: String,
+        /// Survives a restart (kept and compared; here every exchange survives).
+        durable: bool,
+        /// Goes with its last binding.
+        auto_delete: bool,
+        /// Takes no publishes from clients.
+        internal: bool,
+        /// All arguments, known or not.
+        arguments: Arguments,
+    },
+    /// `exchange.delete`. One that is not there is no error.
+    DeleteExchange {
+        /// Where.
+        vhost: String,
+        /// Its name.
+        name: String,
+        /// Refuse when something is bound to it.
+        if_unused: bool,
+    },
+    /// `queue.bind` and `exchange.bind`. A repeat changes nothing.
+    Bind {
+        /// Where.
+        vhost: String,
+        /// What.
+        binding: Binding,
+        /// Who asks: an exclusive queue is bound only by its own connection.
+        session: SessionId,
+    },
+    /// `queue.unbind` and `exchange.unbind`. One that is not there is no error.
+    Unbind {
+        /// Where.
+        vhost: String,
+        /// What.
+        binding: Binding,
+        /// Who asks.
+        session: SessionId,
+    },
+    /// `queue.declare`, not passive. An exclusive or not durable queue lives on the declaring member alone; any other gets a group.
+    DeclareQueue {
+        /// Where.
+        vhost: String,
+        /// Its name, never empty (the home makes up those of server-named queues).
+        name: String,
+        /// Survives a restart.
+        durable: bool,
+        /// Belongs to the declaring connection.
+        exclusive: bool,
+        /// Goes with its last consumer.
+        auto_delete: bool,
+        /// All arguments, known or not.
+        arguments: Arguments,
+        /// Who asks.
+        session: SessionId,
+    },
+    /// Takes a queue and its bindings out. Conditions were checked by the queue's own machine. One that is not there is no error.
+    DeleteQueue {
+        /// Which.
+        queue: QueueId,
+    },
+}
+
+codec_enum!(MetaCommand, "metadata command" {
+    1 => Init { cluster_id, epoch, expected, replication_factor, user, first },
+    2 => SetExpected { expected },
+    3 => AddMember { member },
+    4 => RemoveMember { member },
+    5 => BootStarted { member, boot },
+    6 => BootEnded { boot },
+    7 => SessionEnded { session },
+    8 => SetReplicas { group, voters, learners },
+    9 => PutVhost { name },
+    10 => DeleteVhost { name },
+    11 => PutUser { user },
+    12 => DeleteUser { name },
+    13 => SetPermissions { vhost, user, configure, write, read },
+    14 => ClearPermissions { vhost, user },
+    15 => DeclareExchange { vhost, name, kind, durable, auto_delete, internal, arguments },
+    16 => DeleteExchange { vhost, name, if_unused },
+    17 => Bind { vhost, binding, session },
+    18 => Unbind { vhost, binding, session },
+    19 => DeclareQueue { vhost, name, durable, exclusive, auto_delete, arguments, session },
+    20 => DeleteQueue { queue },
+});
+
+/// A member that the operator wants in the cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExpectedMember {
+    /// Its name, such as `demo-0`.
+    pub name: String,
+    /// Where its peers reach it, host and port.
+    pub address: String,
+    /// Its failure zone; empty if there are none.
+    pub zone: String,
+}
+
+/// A member that joins.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NewMember {
+    /// The identity in its data directory.
+    pub uuid: String,
+    /// Its name.
+    pub name: String,
+    /// Its failure zone.
+    pub zone: String,
+    /// Where its peers reach it, host and port.
+    pub address: String,
+    /// Its present run, if it runs.
+    pub boot: Option<BootId>,
+}
+
+/// A user as it is set.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NewUser {
+    /// Its name.
+    pub name: String,
+    /// The hash of its password, opaque here.
+    pub hash: String,
+    /// Management tags, such as `administrator`.
+    pub tags: Vec<String>,
+}
+
+codec_struct! {
+    ExpectedMember { name, address, zone }
+    NewMember { uuid, name, zone, address, boot }
+    NewUser { name, hash, tags }
+    Binding { source, destination, routing_key, arguments }
+}
+
+/// A rule that carries messages from an exchange on.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Binding {
+    /// Name of the exchange that messages come from.
+    pub source: String,
+    /// Where they go.
+    pub destination: Destination,
+    /// The key or pattern.
+    pub routing_key: Bytes,
+    /// All arguments; those of a headers exchange are what it matches.
+    pub arguments: Arguments,
+}
+
+/// Where a binding leads, by name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Destination {
+    /// A queue.
+    Queue {
+        /// Its name.
+        name: String,
+    },
+    /// Another exchange.
+    Exchange {
+        /// Its name.
+        name: String,
+    },
+}
+
+codec_enum!(Destination, "destination" { 1 => Queue { name }, 2 => Exchange { name } });

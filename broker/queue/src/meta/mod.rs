@@ -1,0 +1,20 @@
+//! The metadata machine, group 0: the cluster, its members, and everything that has a name.
+
+mod access;
+mod cluster;
+mod command;
+mod effect;
+mod exchanges;
+mod machine;
+mod placement;
+mod queues;
+mod state;
+
+pub use access::Permission;
+pub use command::{Binding, Destination, ExpectedMember, MetaCommand, NewMember, NewUser};
+pub use effect::{Change, MetaEffect, MetaReply, Refusal};
+pub use machine::MetaMachine;
+pub use queues::queue_settings;
+pub use state::{
+    ClusterInfo, ExchangeInfo, ExchangeKind, GroupInfo, MemberInfo, Owner, Placement, QueueInfo, UserInfo, Vhost,
+};
