@@ -1,0 +1,76 @@
+//! Checkpoints, and dropping the part of the log that they cover (design §3.2).
+
+use holdfast_journal::{EntryReader, Op};
+use holdfast_queue::Machine;
+use raft::Storage;
+use tracing::debug;
+
+use crate::conf::encode_conf;
+use crate::context::Context;
+use crate::group::Group;
+use crate::writes::After;
+
+impl<M: Machine, R: EntryReader> Group<M, R> {
+    /// Takes a checkpoint when enough was applied since the last one.
+    pub fn maybe_checkpoint(&mut self, cx: &mut Context<M::Effect>) {
+        let (entries, bytes) = self.applied_since;
+        let due = entries >= cx.config.checkpoint_entries || bytes >= cx.config.checkpoint_bytes;
+        if !due || self.checkpoint_pending || self.installing {
+            return;
+        }
+        let index = self.applied;
+        let Ok(term) = self.log().term(index) else { return };
+        // raft-rs panics at a start whose applied index is above the durable commit index.
+        if self.written_state.commit < index {
+            self.push_hard_state(cx);
+        }
+        let (conf, machine) = (encode_conf(&self.conf()), self.machine.snapshot());
+        debug!(group = %self.id, index, bytes = machine.len(), "checkpoint");
+        let key = self.key;
+        let batch = cx.writes.push(Op::Checkpoint { key, index, term, conf, machine });
+        let _ = cx.writes.after(batch, After::Checkpoint { key, index });
+        self.last_write = Some(batch);
+        self.checkpoint_pending = true;
+        self.applied_since = (0, 0);
+    }
+
+    /// Compacts the log up to what a durable checkpoint covers and every live replica holds; or, when the log is over its
+    /// limit, up to the checkpoint.
+    pub fn maybe_compact(&mut self, cx: &mut Context<M::Effect>) {
+        let prefix = self.log().prefix().0;
+        if self.checkpoint <= prefix || self.is_sending() || self.installing {
+            return;
+        }
+        let floor = if self.is_leader() { self.matched_by_live(cx) } else { self.floor };
+        let too_large = self.log().bytes() > cx.config.max_log_bytes;
+        let up_to = if too_large { self.checkpoint } else { self.checkpoint.min(floor) };
+        // A step of some size, or all there is: each one asks the machine for everything that is live.
+        let worthwhile = up_to == self.checkpoint || up_to >= prefix + cx.config.checkpoint_entries;
+        if up_to <= prefix || !worthwhile || !self.log().is_durable_to(up_to) {
+            return;
+        }
+        let mut live = self.machine.live_indexes();
+        live.retain(|index| *index <= up_to);
+        self.log_mut().compact(up_to, &live);
+        debug!(group = %self.id, up_to, live = live.len(), too_large, "compacted");
+        cx.writes.push_lazily(Op::Compact { key: self.key, up_to, live }, cx.now);
+    }
+
+    /// Tells the journal which payloads below the prefix are needed no more.
+    pub fn note_dead(&mut self, cx: &mut Context<M::Effect>) {
+        let mut dead = self.machine.take_dead();
+        // Above the prefix the log itself still needs them; compaction drops them later.
+        let prefix = self.log().prefix().0;
+        dead.retain(|index| *index <= prefix);
+        if self.is_sending() {
+            self.deferred_dead.append(&mut dead);
+            return;
+        }
+        dead.append(&mut self.deferred_dead);
+        if dead.is_empty() {
+            return;
+        }
+        self.log_mut().forget(&dead);
+        cx.writes.push_lazily(Op::Dead { key: self.key, indexes: dead }, cx.now);
+    }
+}

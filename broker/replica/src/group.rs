@@ -1,0 +1,410 @@
+//! One replica of one Raft group.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use holdfast_journal::{BatchId, EntryReader, GroupKey};
+use holdfast_queue::Machine;
+use holdfast_queue::ids::{GroupId, MemberId};
+use holdfast_queue::time::Instant;
+use raft::eraftpb::{ConfState, HardState, MessageType};
+use raft::{Config, ProgressState, RawNode, StateRole};
+
+use crate::api::{
+    GroupStatus, HostOutput, MembershipChange, PeerStatus, ProposalId, ProposeError, Role, is_machine_payload,
+};
+use crate::conf::{encode_change, raft_change};
+use crate::context::{Context, Header, mix};
+use crate::envelope::{Body, entry};
+use crate::log::GroupLog;
+use crate::snapshot_receive::{Incoming, Install};
+use crate::snapshot_send::{Outgoing, Prepared};
+
+/// What was last said of the leadership.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Leadership {
+    pub leader: u64,
+    pub term: u64,
+    pub me_leading: bool,
+}
+
+/// A replica that takes part. Its invariants:
+/// - `applied` is what the machine has taken in; raft-rs' own mark follows it, and lags only while a snapshot is written;
+/// - what leaves in the name of a term leaves after that term and vote are durable;
+/// - nothing that a Ready hands out "after persisting" leaves before its batch and all earlier ones are reported written.
+pub(crate) struct Group<M: Machine, R: EntryReader> {
+    pub key: GroupKey,
+    pub id: GroupId,
+    pub raw: RawNode<GroupLog<R>>,
+    pub machine: M,
+    pub applied: u64,
+    /// Term and vote that are known durable.
+    pub durable_vote: (u64, u64),
+    /// The hard state that was last handed to the journal.
+    pub written_state: HardState,
+    /// The last batch that holds something of this group, until it is finished.
+    pub last_write: Option<BatchId>,
+
+    /// The leader last heard, in which term, and the newest time that it put on an envelope.
+    pub echo: Option<(MemberId, u64, Instant)>,
+    /// The voters; of a joint membership, both halves.
+    pub voter_halves: Vec<Vec<u64>>,
+    /// On the leader: when each peer's last heard message from us was sent.
+    pub heard: BTreeMap<u64, Instant>,
+    /// Leadership as it was last announced.
+    pub announced: Leadership,
+    /// Outputs of a leader that cannot prove its lease at the moment.
+    pub withheld: VecDeque<HostOutput<M::Effect>>,
+
+    pub quiesced: bool,
+    /// Ticks since something other than a heartbeat happened.
+    pub idle_ticks: u64,
+    /// Ranked campaigns since the last leader.
+    pub campaigns: u32,
+    /// Quiesced although a suspected member lacks something.
+    pub quiesced_without: bool,
+
+    /// The last durable checkpoint.
+    pub checkpoint: u64,
+    pub checkpoint_pending: bool,
+    /// Entries and bytes applied since the last checkpoint.
+    pub applied_since: (u64, u64),
+    /// From the leader: how far all live replicas hold the log.
+    pub floor: u64,
+    /// Payloads below the prefix that died while a snapshot that needs them is being sent.
+    pub deferred_dead: Vec<u64>,
+
+    pub prepared: Option<Prepared>,
+    pub outgoing: BTreeMap<MemberId, Outgoing>,
+    pub incoming: Option<Incoming<M>>,
+    /// The snapshot that raft-rs is about to hand out in a Ready.
+    pub install: Option<Install<M>>,
+    /// A snapshot's log position is being written; until then raft-rs must not campaign (it would look for entries that
+    /// are gone, and panic).
+    pub installing: bool,
+    /// Offer nothing as being here already: a payload that should have been was not.
+    pub distrust_bodies: bool,
+}
+
+/// What a replica starts from.
+pub(crate) struct Start<M, R> {
+    pub key: GroupKey,
+    pub log: GroupLog<R>,
+    pub machine: M,
+    /// The index that the machine stands at.
+    pub applied: u64,
+    /// Term and vote on disk (or on their way there).
+    pub vote: (u64, u64),
+    pub commit: u64,
+}
+
+impl<M: Machine, R: EntryReader> Group<M, R> {
+    pub fn new<E>(start: Start<M, R>, cx: &Context<E>, logger: &slog::Logger) -> raft::Result<Self> {
+        let config = Config {
+            id: cx.me.0,
+            election_tick: ticks(cx.config.election_ticks),
+            heartbeat_tick: ticks(cx.config.heartbeat_ticks),
+            applied: start.applied,
+            max_size_per_msg: cx.config.max_append_bytes,
+            max_inflight_msgs: cx.config.max_inflight_appends,
+            check_quorum: true,
+            pre_vote: true,
+            max_uncommitted_size: cx.config.max_uncommitted_bytes,
+            max_committed_size_per_ready: cx.config.max_apply_bytes,
+            ..Config::default()
+        };
+        let (term, vote) = start.vote;
+        let written_state = HardState { term, vote, commit: start.commit, ..HardState::default() };
+        let raw = RawNode::new(&config, start.log, logger)?;
+        let mut group = Self {
+            key: start.key,
+            id: GroupId(start.key.group),
+            raw,
+            machine: start.machine,
+            applied: start.applied,
+            durable_vote: start.vote,
+            written_state,
+            last_write: None,
+            echo: None,
+            voter_halves: Vec::new(),
+            heard: BTreeMap::new(),
+            announced: Leadership { term, ..Leadership::default() },
+            withheld: VecDeque::new(),
+            quiesced: false,
+            idle_ticks: 0,
+            campaigns: 0,
+            quiesced_without: false,
+            checkpoint: start.applied,
+            checkpoint_pending: false,
+            applied_since: (0, 0),
+            floor: 0,
+            deferred_dead: Vec::new(),
+            prepared: None,
+            outgoing: BTreeMap::new(),
+            incoming: None,
+            install: None,
+            installing: false,
+            distrust_bodies: false,
+        };
+        group.note_membership();
+        group.set_election_timeout(cx);
+        Ok(group)
+    }
+
+    /// The membership may have changed.
+    pub fn note_membership(&mut self) {
+        let conf = self.conf();
+        self.voter_halves = vec![conf.voters, conf.voters_outgoing];
+        self.voter_halves.retain(|half| !half.is_empty());
+    }
+
+    pub fn log(&self) -> &GroupLog<R> {
+        self.raw.store()
+    }
+
+    pub fn log_mut(&mut self) -> &mut GroupLog<R> {
+        self.raw.mut_store()
+    }
+
+    pub fn term(&self) -> u64 {
+        self.raw.raft.term
+    }
+
+    pub fn is_leader(&self) -> bool {
+        self.raw.raft.state == StateRole::Leader
+    }
+
+    /// The leader as far as this replica knows, itself included.
+    pub fn leader(&self) -> Option<MemberId> {
+        (self.raw.raft.leader_id != 0).then_some(MemberId(self.raw.raft.leader_id))
+    }
+
+    /// Leads, and its machine has caught up with what earlier terms committed (Raft §8).
+    pub fn is_leading(&self) -> bool {
+        self.is_leader() && self.raw.raft.apply_to_current_term()
+    }
+
+    pub fn commit(&self) -> u64 {
+        self.raw.raft.raft_log.committed
+    }
+
+    pub fn last(&self) -> u64 {
+        self.raw.raft.raft_log.last_index()
+    }
+
+    pub fn conf(&self) -> ConfState {
+        self.raw.raft.prs().conf().to_conf_state()
+    }
+
+    /// Voters of either half of the membership, ascending.
+    pub fn voters(&self) -> Vec<MemberId> {
+        let conf = self.raw.raft.prs().conf();
+        let mut voters: Vec<_> = conf.voters().ids().iter().map(MemberId).collect();
+        voters.sort_unstable();
+        voters
+    }
+
+    pub fn learners(&self) -> Vec<MemberId> {
+        let mut learners: Vec<_> = self.raw.raft.prs().conf().learners().iter().copied().map(MemberId).collect();
+        learners.sort_unstable();
+        learners
+    }
+
+    /// All other replicas, ascending.
+    pub fn peers(&self) -> Vec<MemberId> {
+        let me = self.raw.raft.id;
+        let mut peers: Vec<_> =
+            self.raw.raft.prs().iter().map(|(id, _)| MemberId(*id)).filter(|id| id.0 != me).collect();
+        peers.sort_unstable();
+        peers
+    }
+
+    /// What goes on an envelope to `to`.
+    pub fn header<E>(&self, to: MemberId, cx: &Context<E>) -> Header {
+        self.header_in(self.term(), to, cx)
+    }
+
+    /// The same for a message of an earlier term that was held back.
+    pub fn header_in<E>(&self, term: u64, to: MemberId, cx: &Context<E>) -> Header {
+        let echo = match self.echo {
+            Some((from, heard_in, at)) if from == to && heard_in == term => at,
+            _ => Instant(0),
+        };
+        let floor = if self.is_leader() { self.matched_by_live(cx) } else { 0 };
+        Header { key: self.key, term, echo, floor }
+    }
+
+    /// On the leader: how far every live replica holds the log.
+    pub fn matched_by_live<E>(&self, cx: &Context<E>) -> u64 {
+        self.raw
+            .raft
+            .prs()
+            .iter()
+            .filter(|(id, _)| cx.is_live(MemberId(**id)))
+            .map(|(_, progress)| progress.matched)
+            .min()
+            .unwrap_or(0)
+    }
+
+    /// Replaces raft-rs' own draw, which comes from the thread's random numbers, by one that the seed decides. Called
+    /// after whatever may have made it draw. While the leader is suspected the ranked campaign decides who goes first,
+    /// so the own clock runs as long as it may.
+    pub fn set_election_timeout<E>(&mut self, cx: &Context<E>) {
+        let raft = &mut self.raw.raft;
+        let shortest = cx.config.election_ticks;
+        let suspected = raft.leader_id != 0 && cx.suspected.contains(&MemberId(raft.leader_id));
+        let extra = if suspected {
+            shortest - 1
+        } else {
+            let role = raft.state as u64;
+            mix(&[cx.seed, cx.me.0, self.key.group, raft.term, role, raft.leader_id]) % shortest
+        };
+        raft.set_randomized_election_timeout(ticks(shortest + extra));
+    }
+
+    /// Appends a payload on the leader.
+    pub fn propose<E>(&mut self, payload: Bytes, cx: &mut Context<E>) -> Result<ProposalId, ProposeError> {
+        if !is_machine_payload(&payload) {
+            return Err(ProposeError::BadPayload);
+        }
+        // raft-rs forwards a follower's proposal to its leader; that never happens here.
+        if !self.is_leader() {
+            return Err(ProposeError::NotLeader { leader: self.leader() });
+        }
+        self.wake(cx);
+        let mut message = raft::eraftpb::Message::default();
+        message.set_msg_type(MessageType::MsgPropose);
+        message.from = self.raw.raft.id;
+        message.set_entries(vec![entry(0, 0, payload)].into());
+        self.raw.step(message).map_err(|_| ProposeError::Busy)?;
+        Ok(ProposalId { index: self.last(), term: self.term() })
+    }
+
+    /// Proposes a simple membership change on the leader.
+    pub fn change_membership<E>(
+        &mut self,
+        change: MembershipChange,
+        cx: &mut Context<E>,
+    ) -> Result<ProposalId, ProposeError> {
+        if !self.is_leader() {
+            return Err(ProposeError::NotLeader { leader: self.leader() });
+        }
+        self.check_change(change, cx)?;
+        if self.raw.raft.has_pending_conf() || self.raw.raft.lead_transferee.is_some() {
+            return Err(ProposeError::ChangePending);
+        }
+        self.wake(cx);
+        self.raw
+            .propose_conf_change(encode_change(change).to_vec(), raft_change(change))
+            .map_err(|_| ProposeError::Busy)?;
+        Ok(ProposalId { index: self.last(), term: self.term() })
+    }
+
+    fn check_change<E>(&self, change: MembershipChange, cx: &Context<E>) -> Result<(), ProposeError> {
+        let (voters, learners) = (self.voters(), self.learners());
+        let bad = |text: String| Err(ProposeError::BadChange(text));
+        match change {
+            MembershipChange::AddLearner(member) => {
+                if member.0 == 0 || voters.contains(&member) || learners.contains(&member) {
+                    return bad(format!("member {member} is in the group already"));
+                }
+            }
+            MembershipChange::Promote(member) => {
+                let Some(progress) = self.raw.raft.prs().get(member.0) else {
+                    return bad(format!("member {member} is not a learner of the group"));
+                };
+                if !learners.contains(&member) {
+                    return bad(format!("member {member} is a voter already"));
+                }
+                if !cx.is_live(member) || progress.matched < self.commit() {
+                    return bad(format!("member {member} does not hold the whole log yet"));
+                }
+            }
+            MembershipChange::Remove(member) => {
+                if member == cx.me {
+                    return bad("a leader cannot remove itself; transfer leadership first".into());
+                }
+                if !voters.contains(&member) && !learners.contains(&member) {
+                    return bad(format!("member {member} is not in the group"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts the clock again. A leader tells its followers that it is there, and begins its election clock anew.
+    pub fn wake<E>(&mut self, cx: &mut Context<E>) {
+        self.idle_ticks = 0;
+        if !self.quiesced {
+            return;
+        }
+        self.quiesced = false;
+        self.quiesced_without = false;
+        cx.active.insert(self.id);
+        self.raw.raft.election_elapsed = 0;
+        if self.is_leader() {
+            self.raw.ping();
+        }
+    }
+
+    /// Wakes, and tells the leader to: without its heartbeats this replica would campaign against it.
+    pub fn wake_with_leader<E>(&mut self, cx: &mut Context<E>) {
+        let was_quiesced = self.quiesced;
+        self.wake(cx);
+        if let Some(leader) = self.leader()
+            && was_quiesced
+            && leader != cx.me
+        {
+            let header = self.header(leader, cx);
+            cx.send(leader, header, Body::Wake);
+        }
+    }
+
+    pub fn status<E>(&self, cx: &Context<E>) -> GroupStatus {
+        let role = match self.raw.raft.state {
+            StateRole::Leader => Role::Leader,
+            StateRole::Candidate | StateRole::PreCandidate => Role::Candidate,
+            StateRole::Follower if self.raw.raft.promotable() => Role::Follower,
+            StateRole::Follower => Role::Learner,
+        };
+        GroupStatus {
+            key: self.key,
+            role,
+            term: self.term(),
+            leader: self.leader(),
+            me_leading: self.is_leading(),
+            commit: self.commit(),
+            applied: self.applied,
+            last: self.last(),
+            compacted: self.log().prefix().0,
+            checkpoint: self.checkpoint,
+            log_bytes: self.log().bytes(),
+            voters: self.voters(),
+            learners: self.learners(),
+            peers: if self.is_leader() { self.peer_status(cx) } else { Vec::new() },
+            quiesced: self.quiesced,
+            quarantined: None,
+        }
+    }
+
+    fn peer_status<E>(&self, cx: &Context<E>) -> Vec<PeerStatus> {
+        let prs = self.raw.raft.prs();
+        let mut peers: Vec<_> = prs
+            .iter()
+            .map(|(id, progress)| PeerStatus {
+                member: MemberId(*id),
+                voter: prs.conf().voters().contains(*id),
+                matched: progress.matched,
+                lag: self.last().saturating_sub(progress.matched),
+                live: cx.is_live(MemberId(*id)),
+                snapshot: progress.state == ProgressState::Snapshot,
+            })
+            .collect();
+        peers.sort_unstable_by_key(|peer| peer.member);
+        peers
+    }
+}
+
+fn ticks(count: u64) -> usize {
+    usize::try_from(count).unwrap_or(usize::MAX)
+}

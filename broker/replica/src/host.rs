@@ -1,0 +1,472 @@
+//! All groups of one member.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use bytes::Bytes;
+use holdfast_journal::{Batch, BatchId, EntryReader, GroupKey, Op, Written};
+use holdfast_queue::Machine;
+use holdfast_queue::ids::{BootId, GroupId, Incarnation, MemberId};
+use holdfast_queue::time::Instant;
+use slog::Discard;
+use tracing::{error, info, trace};
+
+use crate::api::{
+    GroupStatus, HostOutput, MembershipChange, PayloadError, ProposalId, ProposeError, Role, TransferError,
+};
+use crate::birth::Forming;
+use crate::config::HostConfig;
+use crate::context::{Cache, Context};
+use crate::envelope::{Body, Envelope};
+use crate::group::Group;
+use crate::parking::Parking;
+use crate::writes::{After, Writes};
+
+/// A group's place in the host.
+pub(crate) enum Replica<M: Machine, R: EntryReader> {
+    /// Born to lead; its birth record is not durable yet.
+    Forming(Box<Forming<M>>),
+    Running(Box<Group<M, R>>),
+    /// Takes no part until it is repaired; its disk is left as it is.
+    Quarantined {
+        key: GroupKey,
+        why: String,
+    },
+}
+
+impl<M: Machine, R: EntryReader> Replica<M, R> {
+    pub fn key(&self) -> GroupKey {
+        match self {
+            Replica::Forming(forming) => forming.key(),
+            Replica::Running(group) => group.key,
+            Replica::Quarantined { key, .. } => *key,
+        }
+    }
+}
+
+/// Many Raft groups of one member over one journal: calls in, [`HostOutput`]s out, no clock, no I/O but reads of
+/// payloads. Call [`Host::poll`] until it is empty after any other call.
+pub struct Host<M: Machine, R: EntryReader> {
+    pub(crate) replicas: BTreeMap<GroupId, Replica<M, R>>,
+    pub(crate) cx: Context<M::Effect>,
+    pub(crate) reader: R,
+    pub(crate) parking: Parking,
+    pub(crate) logger: slog::Logger,
+    last_tick: Instant,
+}
+
+impl<M: Machine, R: EntryReader> Host<M, R> {
+    /// A host without groups. Equal seeds and equal calls give equal outputs.
+    pub fn new(config: HostConfig, me: MemberId, seed: u64, reader: R, now: Instant) -> Self {
+        let parking = Parking::new(config.parked_messages, config.parked_groups, config.park_for);
+        let cx = Context {
+            cache: Cache::new(config.cache_bytes),
+            config,
+            me,
+            seed,
+            now,
+            outbox: VecDeque::new(),
+            writes: Writes::new(),
+            suspected: BTreeSet::new(),
+            boots: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+            active: BTreeSet::new(),
+            campaigns: BTreeSet::new(),
+            draining_until: None,
+        };
+        let logger = slog::Logger::root(Discard, slog::o!());
+        Self { replicas: BTreeMap::new(), cx, reader, parking, logger, last_tick: now }
+    }
+
+    /// This member's Raft id.
+    pub fn me(&self) -> MemberId {
+        self.cx.me
+    }
+
+    /// Makes the member known under its Raft id, which a member that joins learns late. Only while there are no groups.
+    pub fn set_me(&mut self, me: MemberId) {
+        debug_assert!(self.replicas.is_empty());
+        self.cx.me = me;
+    }
+
+    /// All groups here, ascending.
+    pub fn groups(&self) -> impl Iterator<Item = GroupId> + '_ {
+        self.replicas.keys().copied()
+    }
+
+    /// The life of the group that is here.
+    pub fn key(&self, group: GroupId) -> Option<GroupKey> {
+        self.replicas.get(&group).map(Replica::key)
+    }
+
+    pub(crate) fn running(&self, group: GroupId) -> Option<&Group<M, R>> {
+        match self.replicas.get(&group) {
+            Some(Replica::Running(group)) => Some(group),
+            _ => None,
+        }
+    }
+
+    /// The group's machine: up to date on a leader that is announced as leading, behind on others.
+    pub fn machine(&self, group: GroupId) -> Option<&M> {
+        match self.replicas.get(&group)? {
+            Replica::Forming(forming) => Some(forming.machine()),
+            Replica::Running(group) => Some(&group.machine),
+            Replica::Quarantined { .. } => None,
+        }
+    }
+
+    /// The payload of an entry that holds a live message, or is in the log: from memory, else from disk.
+    pub fn payload(&self, group: GroupId, index: u64) -> Result<Bytes, PayloadError> {
+        let group = self.running(group).ok_or(PayloadError::UnknownGroup)?;
+        Ok(group.log().payload(index).ok_or(PayloadError::NoPayload(index))??)
+    }
+
+    /// True if this member leads the group and has applied the first entry of its term.
+    pub fn is_leading(&self, group: GroupId) -> bool {
+        self.running(group).is_some_and(Group::is_leading)
+    }
+
+    /// True if effects may leave now: this member leads, and a majority was heard within the election timeout. `Applied`
+    /// outputs respect it already; ask again before sending something that was derived later (`state_enter`).
+    pub fn may_emit(&self, group: GroupId, now: Instant) -> bool {
+        self.running(group).is_some_and(|group| group.has_lease(now, &self.cx))
+    }
+
+    /// Who leads the group, as far as this member knows.
+    pub fn leader(&self, group: GroupId) -> Option<MemberId> {
+        self.running(group)?.leader()
+    }
+
+    /// The group as this member sees it.
+    pub fn status(&self, group: GroupId) -> Option<GroupStatus> {
+        match self.replicas.get(&group)? {
+            Replica::Forming(forming) => Some(forming.status()),
+            Replica::Running(group) => Some(group.status(&self.cx)),
+            Replica::Quarantined { key, why } => Some(quarantined_status(*key, why)),
+        }
+    }
+
+    /// How many groups this member leads.
+    pub fn leaderships(&self) -> usize {
+        self.replicas.values().filter(|replica| matches!(replica, Replica::Running(group) if group.is_leader())).count()
+    }
+
+    /// How long the oldest batch has been at the journal; zero when none is.
+    pub fn oldest_write_age(&self, now: Instant) -> Duration {
+        self.cx.writes.oldest_age(now)
+    }
+
+    /// Appends a payload to the group's log on its leader. Whether it is committed shows in `Applied`.
+    pub fn propose(&mut self, group: GroupId, payload: Bytes) -> Result<ProposalId, ProposeError> {
+        self.with_leader(group, |group, cx| group.propose(payload, cx))
+    }
+
+    /// Proposes a membership change on the group's leader.
+    pub fn change_membership(&mut self, group: GroupId, change: MembershipChange) -> Result<ProposalId, ProposeError> {
+        self.with_leader(group, |group, cx| group.change_membership(change, cx))
+    }
+
+    fn with_leader(
+        &mut self,
+        group: GroupId,
+        call: impl FnOnce(&mut Group<M, R>, &mut Context<M::Effect>) -> Result<ProposalId, ProposeError>,
+    ) -> Result<ProposalId, ProposeError> {
+        match self.replicas.get(&group) {
+            None => Err(ProposeError::UnknownGroup),
+            Some(Replica::Forming(_)) => Err(ProposeError::Busy),
+            Some(Replica::Quarantined { .. }) => Err(ProposeError::Quarantined),
+            Some(Replica::Running(_)) => self.guarded(group, call).unwrap_or(Err(ProposeError::Quarantined)),
+        }
+    }
+
+    /// Starts to hand the group's leadership to `to`; it is done when `LeaderChanged` says so.
+    pub fn transfer_leader(&mut self, group: GroupId, to: MemberId) -> Result<(), TransferError> {
+        self.guarded(group, |group, cx| group.transfer(to, cx)).unwrap_or(Err(TransferError::NotLeader))
+    }
+
+    /// Hands all leaderships away, trying again until `until`; meanwhile this member does not campaign. Progress shows in
+    /// [`Host::leaderships`].
+    pub fn drain(&mut self, until: Instant, now: Instant) {
+        self.cx.now = now;
+        self.cx.draining_until = Some(until);
+        self.transfer_all_away();
+    }
+
+    fn transfer_all_away(&mut self) {
+        for group in self.leading_groups() {
+            self.guarded(group, |group, cx| group.transfer_away(cx));
+        }
+    }
+
+    fn leading_groups(&self) -> Vec<GroupId> {
+        let leads = |replica: &Replica<M, R>| matches!(replica, Replica::Running(group) if group.is_leader());
+        self.replicas.iter().filter(|(_, replica)| leads(replica)).map(|(id, _)| *id).collect()
+    }
+
+    /// Wakes a quiesced group, for instance because a client waits for it.
+    pub fn wake(&mut self, group: GroupId) {
+        self.guarded(group, |group, cx| group.wake_with_leader(cx));
+    }
+
+    /// Writes the member's identity with the next batch; durable when that batch is reported written.
+    pub fn write_identity(&mut self, identity: Bytes) -> BatchId {
+        self.cx.writes.push(Op::Identity(identity))
+    }
+
+    /// Takes in an envelope from another member.
+    pub fn handle_envelope(&mut self, from: MemberId, envelope: Envelope, now: Instant) {
+        self.cx.now = now;
+        if envelope.cluster != self.cx.config.cluster {
+            trace!(%from, "an envelope of another cluster");
+            return;
+        }
+        let id = envelope.group();
+        let Some(replica) = self.replicas.get(&id) else {
+            self.parking.park(from, envelope, now);
+            return;
+        };
+        let (ours, theirs) = (replica.key().incarnation, envelope.key.incarnation);
+        if ours != theirs {
+            // The counter decides; equal counters with different nonces refuse each other.
+            if theirs.counter >= ours.counter {
+                let theirs = Incarnation { counter: theirs.counter, nonce: theirs.nonce };
+                self.cx.outbox.push_back(HostOutput::OtherIncarnation { group: id, from, theirs });
+            }
+            return;
+        }
+        match replica {
+            Replica::Forming(_) => self.parking.park(from, envelope, now),
+            Replica::Running(_) => {
+                self.guarded(id, |group, cx| group.handle(from, envelope, cx));
+            }
+            Replica::Quarantined { .. } => {}
+        }
+    }
+
+    /// A batch is durable.
+    pub fn handle_written(&mut self, written: &Written, now: Instant) {
+        self.cx.now = now;
+        for finished in self.cx.writes.written(written) {
+            for record in &finished.records {
+                let id = GroupId(record.key.group);
+                let Some(Replica::Running(group)) = self.replicas.get_mut(&id) else { continue };
+                if group.key != record.key {
+                    continue;
+                }
+                if record.body {
+                    group.body_written(record.index, record.location);
+                } else if group.log_mut().durable(record.index, finished.batch, record.location) {
+                    self.cx.cache.add(id, record.index, record.location.len as usize);
+                }
+            }
+            for after in finished.after {
+                self.finish(after, finished.batch);
+            }
+        }
+        self.trim_cache();
+    }
+
+    fn finish(&mut self, after: After, batch: BatchId) {
+        let key = after.key();
+        let id = GroupId(key.group);
+        match self.replicas.get(&id) {
+            // A late report about an earlier life says nothing about this one.
+            Some(replica) if replica.key() != key => {}
+            Some(Replica::Forming(_)) => self.begin_to_lead(id),
+            Some(Replica::Running(_)) => {
+                self.guarded(id, |group, cx| {
+                    if group.last_write == Some(batch) {
+                        group.last_write = None;
+                    }
+                    group.written(after, cx);
+                });
+            }
+            _ => {}
+        }
+    }
+
+    fn trim_cache(&mut self) {
+        while let Some((id, index)) = self.cx.cache.next_to_evict() {
+            if let Some(Replica::Running(group)) = self.replicas.get_mut(&id) {
+                group.log_mut().evict(index);
+            }
+        }
+    }
+
+    /// Lets time pass. Only groups that are awake are looked at.
+    pub fn tick(&mut self, now: Instant) {
+        self.cx.now = now;
+        self.run_campaigns();
+        let tick = self.cx.config.tick;
+        let missed = now.since(self.last_tick).as_micros() / tick.as_micros().max(1);
+        if missed == 0 {
+            return;
+        }
+        // After a pause of the process one tick is enough: messages that wait must be read before anyone campaigns.
+        self.last_tick = if missed == 1 { self.last_tick + tick } else { now };
+        for id in self.cx.active.iter().copied().collect::<Vec<_>>() {
+            self.guarded(id, |group, cx| group.tick(cx));
+        }
+        self.parking.expire(now);
+        self.cx.writes.flush_lazy(now, self.cx.config.election_timeout());
+        if self.cx.draining_until.is_some_and(|until| now >= until) {
+            self.cx.draining_until = None;
+        }
+        if self.cx.draining_until.is_some() || self.oldest_write_age(now) > self.cx.config.slow_disk {
+            self.transfer_all_away();
+        }
+    }
+
+    fn run_campaigns(&mut self) {
+        for _ in 0..self.cx.config.campaigns_per_tick {
+            let Some(first @ (due, _, id)) = self.cx.campaigns.first().copied() else { return };
+            if due > self.cx.now {
+                return;
+            }
+            self.cx.campaigns.remove(&first);
+            let again = self.guarded(id, |group, cx| group.campaign(cx)).unwrap_or(false);
+            if again {
+                self.cx.campaigns.insert((self.cx.now + self.cx.config.campaign_retry, false, id));
+            }
+        }
+    }
+
+    /// When [`Host::tick`] is due next; none if nothing runs by time.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let ticking = !self.cx.active.is_empty()
+            || !self.parking.is_empty()
+            || self.cx.writes.has_lazy()
+            || self.cx.draining_until.is_some();
+        let tick = ticking.then(|| self.last_tick + self.cx.config.tick);
+        let campaign = self.cx.campaigns.first().map(|(due, _, _)| *due);
+        tick.into_iter().chain(campaign).min()
+    }
+
+    /// The member is silent or unreachable: the groups that it leads look for another leader.
+    pub fn member_suspected(&mut self, member: MemberId, now: Instant) {
+        self.cx.now = now;
+        if member == self.cx.me || !self.cx.suspected.insert(member) {
+            return;
+        }
+        info!(%member, "suspected");
+        for id in self.running_groups() {
+            self.guarded(id, |group, cx| {
+                if group.leader() == Some(member) {
+                    group.leader_lost(cx);
+                }
+            });
+        }
+        self.run_campaigns();
+    }
+
+    /// The member is heard (again), in this run of it.
+    pub fn member_returned(&mut self, member: MemberId, boot: BootId, now: Instant) {
+        self.cx.now = now;
+        let restarted = self.cx.boots.insert(member, boot).is_some_and(|before| before != boot);
+        if !self.cx.suspected.remove(&member) && !restarted {
+            return;
+        }
+        info!(%member, restarted, "returned");
+        for id in self.running_groups() {
+            self.guarded(id, |group, cx| group.peer_returned(member, restarted, cx));
+        }
+    }
+
+    fn running_groups(&self) -> Vec<GroupId> {
+        let running = |replica: &Replica<M, R>| matches!(replica, Replica::Running(_));
+        self.replicas.iter().filter(|(_, replica)| running(replica)).map(|(id, _)| *id).collect()
+    }
+
+    /// The next thing to do; none until something is fed in again. What was fed in before is handled here, together.
+    pub fn poll(&mut self) -> Option<HostOutput<M::Effect>> {
+        if let Some(output) = self.cx.outbox.pop_front() {
+            return Some(output);
+        }
+        while let Some(id) = self.cx.dirty.pop_first() {
+            self.guarded(id, |group, cx| group.process(cx));
+        }
+        if let Some(output) = self.cx.outbox.pop_front() {
+            return Some(output);
+        }
+        self.take_batch().map(HostOutput::Write)
+    }
+
+    fn take_batch(&mut self) -> Option<Batch> {
+        self.cx.writes.take_batch(self.cx.now)
+    }
+
+    /// Runs `call` on a running group. raft-rs panics where its state makes no sense: then this replica is quarantined,
+    /// and no other.
+    pub(crate) fn guarded<T>(
+        &mut self,
+        id: GroupId,
+        call: impl FnOnce(&mut Group<M, R>, &mut Context<M::Effect>) -> T,
+    ) -> Option<T> {
+        let Some(Replica::Running(group)) = self.replicas.get_mut(&id) else { return None };
+        let cx = &mut self.cx;
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            let result = call(group, cx);
+            group.set_election_timeout(cx);
+            if group.raw.has_ready() {
+                cx.dirty.insert(id);
+            }
+            result
+        }));
+        match outcome {
+            Ok(result) => Some(result),
+            Err(panic) => {
+                let why = panic
+                    .downcast_ref::<String>()
+                    .cloned()
+                    .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+                    .unwrap_or_else(|| "a panic without a message".to_owned());
+                self.quarantine(id, why);
+                None
+            }
+        }
+    }
+
+    /// Takes a replica out of service. Its peers hear it, so that none waits for it as a leader.
+    pub(crate) fn quarantine(&mut self, id: GroupId, why: String) {
+        let Some(replica) = self.replicas.get(&id) else { return };
+        let key = replica.key();
+        error!(group = %id, why, "quarantined");
+        if let Replica::Running(group) = replica {
+            for peer in group.peers() {
+                let header = group.header(peer, &self.cx);
+                self.cx.send(peer, header, Body::Resigned);
+            }
+        }
+        self.replicas.insert(id, Replica::Quarantined { key, why: why.clone() });
+        self.forget(id);
+        self.cx.outbox.push_back(HostOutput::Quarantined { group: id, why });
+    }
+
+    pub(crate) fn forget(&mut self, id: GroupId) {
+        self.cx.active.remove(&id);
+        self.cx.dirty.remove(&id);
+        self.cx.campaigns.retain(|(_, _, group)| *group != id);
+    }
+}
+
+fn quarantined_status(key: GroupKey, why: &str) -> GroupStatus {
+    GroupStatus {
+        key,
+        role: Role::Quarantined,
+        term: 0,
+        leader: None,
+        me_leading: false,
+        commit: 0,
+        applied: 0,
+        last: 0,
+        compacted: 0,
+        checkpoint: 0,
+        log_bytes: 0,
+        voters: Vec::new(),
+        learners: Vec::new(),
+        peers: Vec::new(),
+        quiesced: false,
+        quarantined: Some(why.to_owned()),
+    }
+}

@@ -1,0 +1,274 @@
+//! The Ready loop: what raft-rs hands out, in the order that keeps it safe.
+//!
+//! Each Ready goes through the same steps: its hard state, snapshot and entries go into the pending batch together and
+//! into the log's index; raft-rs is told that they are on their way (`advance_append_async`); a leader's messages leave
+//! at once, all others after the batch is durable; what is committed *and* durable here is applied. The other half is
+//! [`Group::written`], when the batch is durable.
+
+use holdfast_journal::{BatchId, EntryReader, Op};
+use holdfast_queue::ids::MemberId;
+use holdfast_queue::{ApplyMeta, Machine};
+use raft::eraftpb::{Entry, EntryType, Message, MessageType};
+use raft::{ProgressState, Ready};
+use tracing::{debug, error, info, warn};
+
+use crate::api::HostOutput;
+use crate::conf::{decode_change, raft_change};
+use crate::context::Context;
+use crate::envelope::{Body, entry_payload, travels};
+use crate::group::{Group, Leadership};
+use crate::writes::After;
+
+impl<M: Machine, R: EntryReader> Group<M, R> {
+    /// Handles all that raft-rs has ready.
+    pub fn process(&mut self, cx: &mut Context<M::Effect>) {
+        loop {
+            while self.raw.has_ready() {
+                self.process_one(cx);
+            }
+            self.announce(cx);
+            // Preparing a snapshot may give raft-rs something to send.
+            if !self.prepare_wanted_snapshot(cx) {
+                break;
+            }
+        }
+        self.note_dead(cx);
+        self.maybe_checkpoint(cx);
+        self.release_withheld(cx);
+    }
+
+    fn process_one(&mut self, cx: &mut Context<M::Effect>) {
+        let mut ready = self.raw.ready();
+        let number = ready.number();
+        let snapshot = (!ready.snapshot().is_empty()).then(|| ready.snapshot().get_metadata().index);
+        let (write, vote) = self.collect_write(&ready, snapshot, cx);
+        let mut now = ready.take_messages();
+        let mut later = ready.take_persisted_messages();
+        let committed = ready.take_committed_entries();
+        self.raw.advance_append_async(ready);
+        // A leader's messages may overtake its own write, but not the vote that made it leader: a single voter is leader
+        // before its vote is durable, and after a crash it would lead the same term with another log.
+        if self.durable_vote.0 != self.term() {
+            later.append(&mut now);
+        }
+        for message in now {
+            self.send_message(message, cx);
+        }
+        self.send_later(write, number, vote, snapshot, later, cx);
+        self.apply_all(committed, cx);
+    }
+
+    /// Puts the Ready's hard state, snapshot and entries into the pending batch. A new commit index alone can wait: it
+    /// goes with the next entry or vote, which is early enough, since whoever holds a later membership change also
+    /// holds the commit of the one before.
+    fn collect_write(
+        &mut self,
+        ready: &Ready,
+        snapshot: Option<u64>,
+        cx: &mut Context<M::Effect>,
+    ) -> (Option<BatchId>, Option<(u64, u64)>) {
+        let state = self.raw.raft.hard_state();
+        let new_vote = (state.term, state.vote) != (self.written_state.term, self.written_state.vote);
+        if !new_vote && snapshot.is_none() && ready.entries().is_empty() {
+            return (None, None);
+        }
+        let mut batch = None;
+        if state != self.written_state {
+            batch = Some(self.push_hard_state(cx));
+        }
+        if snapshot.is_some() {
+            batch = self.collect_snapshot(ready.snapshot(), cx).or(batch);
+        }
+        for entry in ready.entries() {
+            let payload = entry_payload(entry).clone();
+            let (index, term) = (entry.index, entry.term);
+            batch = Some(cx.writes.push(Op::Entry { key: self.key, index, term, payload }));
+        }
+        if let Some(batch) = batch {
+            self.log_mut().append(ready.entries(), batch);
+            self.last_write = Some(batch);
+        }
+        (batch, Some((state.term, state.vote)))
+    }
+
+    /// Puts raft-rs' present hard state into the pending batch.
+    pub fn push_hard_state(&mut self, cx: &mut Context<M::Effect>) -> BatchId {
+        let state = self.raw.raft.hard_state();
+        let (term, vote, commit) = (state.term, state.vote, state.commit);
+        self.written_state = state;
+        cx.writes.push(Op::HardState { key: self.key, term, vote, commit })
+    }
+
+    /// Lets `messages` leave, and raft-rs know, once everything of this group that is being written is durable.
+    fn send_later(
+        &mut self,
+        write: Option<BatchId>,
+        number: u64,
+        vote: Option<(u64, u64)>,
+        snapshot: Option<u64>,
+        mut messages: Vec<Message>,
+        cx: &mut Context<M::Effect>,
+    ) {
+        // An answer to a heartbeat promises nothing but the term; a slow disk must not make it look like a dead member.
+        let (term, _) = self.durable_vote;
+        let early =
+            |message: &mut Message| message.get_msg_type() == MessageType::MsgHeartbeatResponse && message.term == term;
+        for message in messages.extract_if(.., early).collect::<Vec<_>>() {
+            self.send_message(message, cx);
+        }
+        let mut after = After::Ready { key: self.key, number, vote, snapshot, messages };
+        if let Some(batch) = write.or(self.last_write) {
+            match cx.writes.after(batch, after) {
+                Ok(()) => return,
+                Err(back) => after = back,
+            }
+        }
+        self.last_write = None;
+        self.written(after, cx);
+    }
+
+    /// A batch that this group waited for is durable.
+    pub fn written(&mut self, after: After, cx: &mut Context<M::Effect>) {
+        match after {
+            After::Ready { number, vote, snapshot, messages, .. } => {
+                if let Some(vote) = vote {
+                    self.durable_vote = vote;
+                }
+                self.raw.on_persist_ready(number);
+                if let Some(index) = snapshot {
+                    self.installing = false;
+                    self.checkpoint = index;
+                    self.raw.advance_apply_to(index);
+                }
+                for message in messages {
+                    self.send_message(message, cx);
+                }
+            }
+            After::Checkpoint { index, .. } => {
+                self.checkpoint_pending = false;
+                self.checkpoint = self.checkpoint.max(index);
+                self.maybe_compact(cx);
+            }
+            After::Bodies { from, snapshot, next, last, .. } => {
+                self.chunk_written(from, snapshot, next, last, cx);
+            }
+            After::Born { .. } => {}
+        }
+    }
+
+    /// Sends a message of raft-rs. Its snapshots only start a transfer; what it would forward is dropped.
+    fn send_message(&mut self, mut message: Message, cx: &mut Context<M::Effect>) {
+        let to = MemberId(message.to);
+        match message.get_msg_type() {
+            MessageType::MsgSnapshot => self.begin_sending(to, &message, cx),
+            kind if travels(kind) => {
+                let ahead = matches!(kind, MessageType::MsgRequestPreVote | MessageType::MsgRequestPreVoteResponse);
+                let term = if ahead { self.term() } else { message.term };
+                let header = self.header_in(term, to, cx);
+                // Local fields; the wire has its own.
+                (message.from, message.to) = (0, 0);
+                cx.send(to, header, Body::Raft(Box::new(message)));
+            }
+            kind => debug!(group = %self.id, ?kind, "not sent: never forwarded"),
+        }
+    }
+
+    fn apply_all(&mut self, committed: Vec<Entry>, cx: &mut Context<M::Effect>) {
+        let Some(last) = committed.last().map(|entry| entry.index) else { return };
+        for entry in &committed {
+            debug_assert_eq!(entry.index, self.applied + 1);
+            match entry.get_entry_type() {
+                EntryType::EntryNormal => self.apply_payload(entry, cx),
+                _ => self.apply_change(entry, cx),
+            }
+        }
+        self.raw.advance_apply_to(last);
+        self.announce(cx);
+    }
+
+    fn apply_payload(&mut self, entry: &Entry, cx: &mut Context<M::Effect>) {
+        let (index, term) = (entry.index, entry.term);
+        self.applied = index;
+        self.applied_since.0 += 1;
+        self.applied_since.1 += entry.data.len() as u64;
+        if entry.data.is_empty() {
+            // A leader's first entry (Raft §8). Effects go out from here on, and not before.
+            if self.is_leader() && term == self.term() {
+                self.raw.advance_apply_to(index);
+                self.announce(cx);
+            }
+            return;
+        }
+        let mut effects = Vec::new();
+        let meta = ApplyMeta { index, term };
+        if let Err(error) = self.machine.apply(&meta, &entry.data, &mut effects) {
+            error!(group = %self.id, index, %error, "a malformed payload was committed; it changes nothing");
+        }
+        let leading = self.announced.me_leading;
+        let output = HostOutput::Applied { group: self.id, index, term, leading, effects };
+        self.emit(output, cx);
+    }
+
+    fn apply_change(&mut self, entry: &Entry, cx: &mut Context<M::Effect>) {
+        self.applied = entry.index;
+        self.applied_since.0 += 1;
+        let change = match decode_change(entry_payload(entry)) {
+            Ok(change) => change,
+            Err(_) => {
+                error!(group = %self.id, index = entry.index, "a malformed membership change was committed");
+                return;
+            }
+        };
+        if let Err(error) = self.raw.apply_conf_change(&raft_change(change)) {
+            // The same on every replica, since it depends on the membership alone.
+            warn!(group = %self.id, index = entry.index, ?change, %error, "a membership change had no effect");
+            return;
+        }
+        self.note_membership();
+        let (voters, learners) = (self.voters(), self.learners());
+        info!(group = %self.id, index = entry.index, ?change, ?voters, ?learners, "membership changed");
+        self.heard.retain(|id, _| voters.contains(&MemberId(*id)));
+        self.outgoing.retain(|to, _| voters.contains(to) || learners.contains(to));
+        if self.is_leader() && !voters.contains(&cx.me) {
+            let term = self.term();
+            self.raw.raft.become_follower(term, 0);
+        }
+        let output = HostOutput::MembershipChanged { group: self.id, index: entry.index, voters, learners };
+        self.emit(output, cx);
+    }
+
+    /// Says who leads, when that changed.
+    pub fn announce(&mut self, cx: &mut Context<M::Effect>) {
+        let now = Leadership { leader: self.raw.raft.leader_id, term: self.term(), me_leading: self.is_leading() };
+        if now == self.announced {
+            return;
+        }
+        let before = std::mem::replace(&mut self.announced, now);
+        if now.leader != 0 {
+            self.campaigns = 0;
+        }
+        if before.me_leading && (!now.me_leading || before.term != now.term) {
+            self.release_as_follower(cx);
+        }
+        if !self.is_leader() {
+            self.stop_sending_snapshots();
+            self.heard.clear();
+        }
+        let group = self.id;
+        info!(%group, leader = now.leader, term = now.term, me_leading = now.me_leading, "leadership");
+        let leader = self.leader();
+        let output = HostOutput::LeaderChanged { group, leader, term: now.term, me_leading: now.me_leading };
+        if now.me_leading { self.emit(output, cx) } else { cx.outbox.push_back(output) }
+    }
+
+    /// Works around raft-rs 0.7.0, which lets a probe's next index fall to or below what is matched; a follower whose
+    /// answers then say nothing new is never sent more (fixed upstream by #557, after the release).
+    pub fn mend_probe(&mut self, from: MemberId) {
+        if let Some(progress) = self.raw.raft.mut_prs().get_mut(from.0)
+            && progress.state == ProgressState::Probe
+            && progress.next_idx <= progress.matched
+        {
+            progress.next_idx = progress.matched + 1;
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! What a group does with an envelope from a peer.
+
+use holdfast_journal::EntryReader;
+use holdfast_queue::Machine;
+use holdfast_queue::ids::MemberId;
+use raft::eraftpb::{Message, MessageType};
+use tracing::trace;
+
+use crate::context::Context;
+use crate::envelope::{Body, Envelope};
+use crate::group::Group;
+
+impl<M: Machine, R: EntryReader> Group<M, R> {
+    /// Takes in an envelope for this life of the group.
+    pub fn handle(&mut self, from: MemberId, envelope: Envelope, cx: &mut Context<M::Effect>) {
+        let Envelope { term, sent_at, echo, floor, body, .. } = envelope;
+        match body {
+            Body::Raft(message) => self.step(from, *message, cx),
+            Body::Quiesce { last, commit } => {
+                self.quiesce_as_follower(from, term, (last, commit), cx);
+            }
+            Body::Wake => self.wake(cx),
+            Body::Resigned => {
+                if self.leader() == Some(from) && term >= self.term() {
+                    self.leader_lost(cx);
+                }
+            }
+            Body::SnapshotOffer(offer) => self.snapshot_offered(from, term, offer, cx),
+            Body::SnapshotChunk(chunk) => self.snapshot_chunk(from, chunk, cx),
+            Body::SnapshotAnswer(answer) => self.snapshot_answered(from, answer.id, answer.state, cx),
+        }
+        if term != self.term() {
+            return;
+        }
+        if self.leader() == Some(from) {
+            let newest = match self.echo {
+                Some((leader, heard_in, at)) if leader == from && heard_in == term => at.max(sent_at),
+                _ => sent_at,
+            };
+            self.echo = Some((from, term, newest));
+            self.floor = floor;
+        }
+        if self.is_leader() {
+            self.note_heard(from, echo);
+            self.release_withheld(cx);
+        }
+    }
+
+    fn step(&mut self, from: MemberId, mut message: Message, cx: &mut Context<M::Effect>) {
+        message.from = from.0;
+        message.to = cx.me.0;
+        let kind = message.get_msg_type();
+        self.wake_for(&message, cx);
+        match kind {
+            // Only the leader may name its successor, and a replica whose log is being replaced cannot campaign.
+            MessageType::MsgTimeoutNow if self.leader() != Some(from) || self.installing => return,
+            MessageType::MsgRequestPreVote => self.outrank(&message, cx),
+            _ => {}
+        }
+        if let Err(error) = self.raw.step(message) {
+            trace!(group = %self.id, %from, ?kind, %error, "raft dropped a message");
+        }
+        if kind == MessageType::MsgAppendResponse {
+            self.mend_probe(from);
+        }
+    }
+
+    /// Anything but the tail of what led to the quiescence wakes a quiesced group; votes also wake the leader.
+    fn wake_for(&mut self, message: &Message, cx: &mut Context<M::Effect>) {
+        let current = message.term == self.term();
+        match message.get_msg_type() {
+            MessageType::MsgHeartbeat | MessageType::MsgHeartbeatResponse if !self.quiesced => {}
+            MessageType::MsgHeartbeatResponse if current => {}
+            MessageType::MsgAppendResponse if current && !message.reject && self.quiesced => {}
+            MessageType::MsgRequestPreVote | MessageType::MsgRequestVote => self.wake_with_leader(cx),
+            _ => self.wake(cx),
+        }
+    }
+}

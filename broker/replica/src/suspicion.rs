@@ -1,0 +1,91 @@
+//! Elections when a member dies: the surviving voters of its groups campaign in a ranked order (design §3.1).
+
+use holdfast_journal::EntryReader;
+use holdfast_queue::Machine;
+use holdfast_queue::ids::MemberId;
+use raft::StateRole;
+use raft::eraftpb::Message;
+use tracing::debug;
+
+use crate::context::Context;
+use crate::group::Group;
+
+/// After so many rounds without a leader the ordinary election clock goes on alone.
+const RANKED_CAMPAIGNS: u32 = 8;
+
+impl<M: Machine, R: EntryReader> Group<M, R> {
+    /// The leader is gone or suspected: votes are given from now on, and this replica's turn to campaign is set. A
+    /// pre-vote keeps a wrong suspicion harmless.
+    pub fn leader_lost(&mut self, cx: &mut Context<M::Effect>) {
+        let was_quiesced = self.quiesced;
+        self.wake(cx);
+        self.expire_lease(cx);
+        if !self.may_campaign() {
+            return;
+        }
+        let survivors: Vec<_> = self.voters().into_iter().filter(|voter| cx.is_live(*voter)).collect();
+        let Some(position) = survivors.iter().position(|voter| *voter == cx.me) else { return };
+        // Rotated by group, so that one survivor does not get all the leaderships.
+        let count = survivors.len() as u64;
+        let first = self.key.group % count;
+        let rank = (position as u64 + count - first) % count;
+        let wait = cx.config.election_timeout() * u32::try_from(rank).unwrap_or(u32::MAX);
+        cx.campaigns.insert((cx.now + wait, was_quiesced, self.id));
+    }
+
+    /// A voter that heard its leader lately gives no vote (raft-rs' `in_lease`); a lost leader's is over.
+    fn expire_lease<E>(&mut self, cx: &Context<E>) {
+        let raft = &mut self.raw.raft;
+        if raft.state == StateRole::Follower {
+            raft.election_elapsed = raft.election_elapsed.max(raft.election_timeout());
+        }
+        self.set_election_timeout(cx);
+    }
+
+    fn may_campaign(&self) -> bool {
+        self.raw.raft.promotable() && !self.is_leader() && !self.installing
+    }
+
+    /// This replica's turn has come. True if it should have another one, should this round find no majority.
+    pub fn campaign(&mut self, cx: &mut Context<M::Effect>) -> bool {
+        let leader_lives = self.leader().is_some_and(|leader| cx.is_live(leader));
+        if leader_lives || !self.may_campaign() || cx.draining_until.is_some() {
+            return false;
+        }
+        self.wake(cx);
+        // A round of real votes is left alone: the votes may only be waiting for a disk.
+        if self.raw.raft.state != StateRole::Candidate {
+            debug!(group = %self.id, term = self.term(), "campaigning");
+            let _ = self.raw.campaign();
+        }
+        self.campaigns += 1;
+        self.campaigns < RANKED_CAMPAIGNS
+    }
+
+    /// A candidate that lacks what is here cannot win with this vote: campaign at once instead of a timeout later.
+    pub fn outrank(&mut self, pre_vote: &Message, cx: &mut Context<M::Effect>) {
+        let leader_lives = self.leader().is_some_and(|leader| cx.is_live(leader));
+        if leader_lives || !self.may_campaign() {
+            return;
+        }
+        let mine = (self.raw.raft.raft_log.last_term(), self.last());
+        if (pre_vote.log_term, pre_vote.index) < mine && self.raw.raft.state == StateRole::Follower {
+            cx.campaigns.insert((cx.now, false, self.id));
+        }
+    }
+
+    /// The member runs again, or is heard again. `restarted`: it is another run, which leads nothing.
+    pub fn peer_returned(&mut self, member: MemberId, restarted: bool, cx: &mut Context<M::Effect>) {
+        if self.raw.raft.prs().get(member.0).is_none() {
+            return;
+        }
+        if self.is_leader() {
+            let lacks = self.raw.raft.prs().get(member.0).is_some_and(|peer| peer.matched < self.last());
+            if restarted || lacks || self.quiesced_without {
+                self.wake(cx);
+            }
+        } else if restarted && self.leader() == Some(member) {
+            self.leader_lost(cx);
+        }
+    }
+}
