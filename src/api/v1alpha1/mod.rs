@@ -1,0 +1,11 @@
+//! `holdfast.dev/v1alpha1`: the data of each kind in `<kind>.rs`, pure methods in `<kind>_ext.rs`.
+
+mod messagequeuecluster;
+mod messagequeuecluster_ext;
+mod reason;
+mod schema;
+
+pub use messagequeuecluster::*;
+pub use messagequeuecluster_ext::*;
+pub use reason::{ConditionType, Reason};
+pub use schema::{chart_template, custom_resource_definitions};

@@ -1,0 +1,103 @@
+//! Every condition type and every reason, declared once: tools match on these words.
+
+use std::fmt;
+
+/// The types of the conditions in a status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ConditionType {
+    /// The cluster is what its spec asks for, and serves.
+    Ready,
+    /// Clients can publish and consume.
+    Available,
+    /// The operator is changing something: creating, rolling, growing.
+    Progressing,
+    /// Something needs a person's or a repair's attention, though the cluster may serve.
+    Degraded,
+    /// Only present while true (kstatus): the spec is not yet in effect.
+    Reconciling,
+    /// Only present while true (kstatus): nothing goes on until a person acts.
+    Stalled,
+    /// Any one zone may be lost without losing a confirmed message or the ability to serve.
+    ZoneFaultTolerant,
+    /// Only present while true: `spec.paused`.
+    Paused,
+}
+
+impl fmt::Display for ConditionType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// Why a condition has its status, why something was decided, and the reason of an Event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reason {
+    // All is well.
+    AllMembersReady,
+    Quorum,
+    Idle,
+    Healthy,
+    EveryQueueSpansZones,
+
+    // Transient: they pass by themselves.
+    /// The CRD's default, before the operator has seen the object.
+    Pending,
+    CreatingMembers,
+    WaitingForMembers,
+    Bootstrapping,
+    JoiningMembers,
+    SettingUser,
+    RollingOut,
+    Scaling,
+    MembersNotReady,
+    WakingUp,
+    ReplicasCatchingUp,
+
+    // Chosen by the user.
+    Hibernated,
+    Paused,
+
+    // A person has to act.
+    InvalidSpec,
+    /// `spec.members` is below the number of members: removing members is refused.
+    MembersNotRemovable,
+    /// `spec.storage.size` is below the capacity of a volume.
+    StorageNotShrinkable,
+    /// A volume could not be grown; the message is the API server's.
+    StorageGrowthRefused,
+    StorageClassMissing,
+    Unschedulable,
+    ImagePullFailed,
+    BrokerCrashing,
+    /// The cluster id is known, and a majority of disks is blank.
+    DataLost,
+    /// A disk belongs to another cluster.
+    ForeignDisk,
+    QuorumLost,
+    ReplicaQuarantined,
+    /// The API server refused an object; the message is its own.
+    ApplyFailed,
+    NoAnswer,
+
+    // ZoneFaultTolerant.
+    TooFewMembers,
+    TooFewZones,
+    UnknownZones,
+    ReplicasNotSpread,
+
+    // Decisions and Events.
+    Bootstrapped,
+    Adopted,
+    LeadersMoved,
+    MemberRestarted,
+    RemovalHeld,
+    FailedOver,
+    TakenOffService,
+    PutInService,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}

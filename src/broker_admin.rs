@@ -1,0 +1,457 @@
+//! The only door to a running broker: its admin API (mTLS, JSON), behind a trait, with a fake for tests.
+//!
+//! Each call is one short-lived connection to the pod's IP, checked against the pod's own name in the certificate: a
+//! recycled IP cannot answer for another broker. Every call carries the operator's token, which grows with each holder
+//! of the Lease; brokers refuse a lower one.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::{FutureExt, future::BoxFuture};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{Method, Request, StatusCode, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use rustls::{ClientConfig, pki_types::ServerName};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+use thiserror::Error;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+/// The admin listener's port.
+pub const ADMIN_PORT: u16 = 5690;
+/// A broker that takes longer than this to say how it is counts as not answering.
+const QUICK: Duration = Duration::from_secs(2);
+/// Time for answers that need a commit by a majority.
+const COMMIT: Duration = Duration::from_secs(10);
+const MAX_ANSWER_BYTES: usize = 1 << 20;
+
+/// A broker to talk to.
+#[derive(Clone)]
+pub struct Door {
+    /// The member's name, which is its pod's.
+    pub member: String,
+    /// The name its certificate must hold.
+    pub host: String,
+    pub address: SocketAddr,
+    pub tls: Arc<ClientConfig>,
+}
+
+impl fmt::Debug for Door {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at {}", self.member, self.address)
+    }
+}
+
+/// How far a broker is in belonging to a cluster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum MemberState {
+    /// Its disk belongs to no cluster.
+    #[default]
+    Blank,
+    Joining,
+    Started,
+}
+
+/// `GET /v1/health`: a broker's summary of itself, of constant size. Fields that an older broker lacks are defaults.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Health {
+    pub member_uuid: String,
+    pub member_id: Option<u64>,
+    pub name: String,
+    pub zone: String,
+    pub version: String,
+    pub cluster_id: Option<String>,
+    pub cluster_epoch: u64,
+    pub state: MemberState,
+    pub ready: bool,
+    pub metadata_leader: Option<String>,
+    pub quorum: bool,
+    pub groups: GroupCounts,
+    pub disk_bytes_used: u64,
+    pub disk_bytes_free: u64,
+    pub last_failover: Option<Failover>,
+    pub failovers: u64,
+    pub members: Vec<KnownMember>,
+    pub zone_fault_tolerant: bool,
+    pub zone_fault_blocker: Option<String>,
+}
+
+/// Counts of the groups a broker has a replica of; the last three speak of those it leads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct GroupCounts {
+    pub total: u64,
+    pub leading: u64,
+    pub without_leader: u64,
+    pub quarantined: u64,
+    pub lagging: u64,
+    pub under_replicated: u64,
+}
+
+/// A leader change after a loss.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Failover {
+    /// Milliseconds since 1970.
+    pub at_ms: u64,
+    pub duration_ms: u64,
+}
+
+/// A member as the cluster's metadata has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct KnownMember {
+    pub name: String,
+    /// None while it is expected, but has not joined.
+    pub id: Option<u64>,
+    pub zone: String,
+    pub live: bool,
+    pub ready: bool,
+}
+
+/// A member as the operator wants it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExpectedMember {
+    pub name: String,
+    /// `host:port` of its peer listener.
+    pub address: String,
+    pub zone: String,
+}
+
+/// A user and its password, in clear.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Credentials {
+    pub name: String,
+    pub password: String,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "user {}", self.name)
+    }
+}
+
+/// `POST /v1/bootstrap`: found the cluster. Idempotent by its id.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Bootstrap {
+    pub cluster_id: String,
+    pub members: Vec<ExpectedMember>,
+    pub user: Credentials,
+    pub default_replication_factor: i32,
+}
+
+/// Why a broker did not do what it was asked.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum AdminError {
+    /// No connection, no answer in time, or not over TLS as its certificate says.
+    #[error("{member} does not answer: {why}")]
+    NoAnswer { member: String, why: String },
+    /// An answer with an error.
+    #[error("{member} refuses ({status}): {error}{}", if hint.is_empty() { String::new() } else { format!("; {hint}") })]
+    Refused { member: String, status: u16, error: String, hint: String },
+}
+
+/// A call's result, when it comes.
+pub type Call<'a, T> = BoxFuture<'a, Result<T, AdminError>>;
+
+/// What the operator may ask of a broker.
+pub trait BrokerAdmin: Send + Sync {
+    /// How are you?
+    fn health<'a>(&'a self, door: &'a Door) -> Call<'a, Health>;
+    /// Found the cluster; only ever asked of one member, behind the latch of `plan::latch`.
+    fn bootstrap<'a>(&'a self, door: &'a Door, request: &'a Bootstrap) -> Call<'a, ()>;
+    /// Set the whole list of members, with their zones.
+    fn put_members<'a>(&'a self, door: &'a Door, members: &'a [ExpectedMember]) -> Call<'a, ()>;
+    /// Create the user, or set its password.
+    fn put_user<'a>(&'a self, door: &'a Door, user: &'a Credentials) -> Call<'a, ()>;
+    /// Hand every leadership away within `deadline`; answers how many are left.
+    fn drain_leaders<'a>(&'a self, door: &'a Door, deadline: Duration) -> Call<'a, u64>;
+}
+
+/// The implementation that talks to real brokers.
+pub struct HttpAdmin {
+    token: Arc<AtomicU64>,
+}
+
+impl HttpAdmin {
+    /// `token` is the Lease holder's, as [`crate::lease`] keeps it.
+    pub fn new(token: Arc<AtomicU64>) -> Self {
+        Self { token }
+    }
+
+    async fn call<T: DeserializeOwned>(
+        &self,
+        door: &Door,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+        limit: Duration,
+    ) -> Result<T, AdminError> {
+        let no_answer = |why: String| AdminError::NoAnswer { member: door.member.clone(), why };
+        let exchange = exchange(door, method, path, body, self.token.load(Ordering::Relaxed));
+        let (status, answer) = tokio::time::timeout(limit, exchange)
+            .await
+            .map_err(|_| no_answer(format!("nothing within {} s", limit.as_secs())))?
+            .map_err(|error| no_answer(error.to_string()))?;
+        if !status.is_success() {
+            return Err(refusal(door, status, &answer));
+        }
+        let text: &[u8] = if answer.is_empty() { b"null" } else { &answer };
+        serde_json::from_slice(text).map_err(|error| no_answer(format!("its answer to {path} is not understood: {error}")))
+    }
+}
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+async fn exchange(
+    door: &Door,
+    method: Method,
+    path: &str,
+    body: Option<Value>,
+    token: u64,
+) -> Result<(StatusCode, Bytes), Failure> {
+    let socket = TcpStream::connect(door.address).await?;
+    let name = ServerName::try_from(door.host.clone())?;
+    let stream = TlsConnector::from(door.tls.clone()).connect(name, socket).await?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", &door.host)
+        .header("content-type", "application/json")
+        .header("x-holdfast-token", token)
+        .body(Full::new(body.map_or_else(Bytes::new, |b| b.to_string().into())))?;
+    let answer = async {
+        let response = sender.send_request(request).await?;
+        let status = response.status();
+        let bytes = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await?.to_bytes();
+        Ok::<_, Failure>((status, bytes))
+    };
+    // The connection must be polled for the answer to come; it ends with this call, whatever happens.
+    let mut connection = std::pin::pin!(connection.fuse());
+    let mut answer = std::pin::pin!(answer);
+    loop {
+        tokio::select! {
+            done = &mut answer => return done,
+            ended = &mut connection, if !futures::future::FusedFuture::is_terminated(&*connection) => ended?,
+        }
+    }
+}
+
+fn refusal(door: &Door, status: StatusCode, answer: &[u8]) -> AdminError {
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Said {
+        error: String,
+        hint: String,
+    }
+    let said: Said = serde_json::from_slice(answer).unwrap_or_else(|_| Said {
+        error: String::from_utf8_lossy(answer).chars().take(200).collect(),
+        hint: String::new(),
+    });
+    AdminError::Refused {
+        member: door.member.clone(),
+        status: status.as_u16(),
+        error: said.error,
+        hint: said.hint,
+    }
+}
+
+impl BrokerAdmin for HttpAdmin {
+    fn health<'a>(&'a self, door: &'a Door) -> Call<'a, Health> {
+        self.call(door, Method::GET, "/v1/health", None, QUICK).boxed()
+    }
+
+    fn bootstrap<'a>(&'a self, door: &'a Door, request: &'a Bootstrap) -> Call<'a, ()> {
+        done(self.call(door, Method::POST, "/v1/bootstrap", Some(json!(request)), COMMIT))
+    }
+
+    fn put_members<'a>(&'a self, door: &'a Door, members: &'a [ExpectedMember]) -> Call<'a, ()> {
+        done(self.call(door, Method::PUT, "/v1/members", Some(json!({ "members": members })), COMMIT))
+    }
+
+    fn put_user<'a>(&'a self, door: &'a Door, user: &'a Credentials) -> Call<'a, ()> {
+        async move {
+            let path = format!("/v1/users/{}", user.name);
+            done(self.call(door, Method::PUT, &path, Some(json!({ "password": user.password })), COMMIT)).await
+        }
+        .boxed()
+    }
+
+    fn drain_leaders<'a>(&'a self, door: &'a Door, deadline: Duration) -> Call<'a, u64> {
+        async move {
+            #[derive(Deserialize)]
+            struct Drained {
+                remaining: u64,
+            }
+            let body = json!({ "deadlineMs": deadline.as_millis() as u64 });
+            let drained: Drained =
+                self.call(door, Method::POST, "/v1/drain-leaders", Some(body), deadline + QUICK).await?;
+            Ok(drained.remaining)
+        }
+        .boxed()
+    }
+}
+
+/// Whatever a broker says beside "yes" is ignored.
+fn done<'a>(call: impl Future<Output = Result<Value, AdminError>> + Send + 'a) -> Call<'a, ()> {
+    call.map(|answer| answer.map(|_| ())).boxed()
+}
+
+/// Brokers that exist only in memory, for tests of the operator.
+///
+/// Founding, joining, users and leaders behave as the admin API promises; a member without an entry does not answer.
+#[derive(Default)]
+pub struct FakeBrokers {
+    inner: Mutex<FakeState>,
+}
+
+#[derive(Default)]
+struct FakeState {
+    members: BTreeMap<String, Health>,
+    users: BTreeMap<String, String>,
+    calls: Vec<String>,
+    refuse: Option<(String, AdminError)>,
+}
+
+impl FakeBrokers {
+    /// Lets a broker answer, or changes what it says.
+    pub fn set(&self, member: &str, health: Health) {
+        self.lock().members.insert(member.into(), health);
+    }
+
+    /// The broker answers no more.
+    pub fn silence(&self, member: &str) {
+        self.lock().members.remove(member);
+    }
+
+    /// What the broker says at present.
+    pub fn get(&self, member: &str) -> Option<Health> {
+        self.lock().members.get(member).cloned()
+    }
+
+    /// Calls of the kind named (`bootstrap`, …) fail.
+    pub fn refuse(&self, kind: &str, error: AdminError) {
+        self.lock().refuse = Some((kind.into(), error));
+    }
+
+    /// Every call that changes something, in order: `bootstrap demo-0-0`, ….
+    pub fn calls(&self) -> Vec<String> {
+        self.lock().calls.clone()
+    }
+
+    /// The password of a user, as the brokers know it.
+    pub fn password(&self, user: &str) -> Option<String> {
+        self.lock().users.get(user).cloned()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, FakeState> {
+        self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn change<'a, T: Send + 'a>(
+        &self,
+        kind: &str,
+        door: &Door,
+        apply: impl FnOnce(&mut FakeState) -> T,
+    ) -> Call<'a, T> {
+        let mut state = self.lock();
+        state.calls.push(format!("{kind} {}", door.member));
+        let refused = state.refuse.as_ref().filter(|(what, _)| what == kind).map(|(_, error)| error.clone());
+        let silent = !state.members.contains_key(&door.member);
+        let result = match refused {
+            Some(error) => Err(error),
+            None if silent => Err(silence(door)),
+            None => Ok(apply(&mut state)),
+        };
+        futures::future::ready(result).boxed()
+    }
+}
+
+fn silence(door: &Door) -> AdminError {
+    AdminError::NoAnswer { member: door.member.clone(), why: "connection refused".into() }
+}
+
+impl BrokerAdmin for FakeBrokers {
+    fn health<'a>(&'a self, door: &'a Door) -> Call<'a, Health> {
+        let answer = self.lock().members.get(&door.member).cloned().ok_or_else(|| silence(door));
+        futures::future::ready(answer).boxed()
+    }
+
+    fn bootstrap<'a>(&'a self, door: &'a Door, request: &'a Bootstrap) -> Call<'a, ()> {
+        self.change("bootstrap", door, |state| {
+            state.users.insert(request.user.name.clone(), request.user.password.clone());
+            let known: Vec<KnownMember> = (1..)
+                .zip(&request.members)
+                .map(|(id, m)| KnownMember {
+                    name: m.name.clone(),
+                    id: Some(id),
+                    zone: m.zone.clone(),
+                    live: true,
+                    ready: true,
+                })
+                .collect();
+            for member in &request.members {
+                if let Some(health) = state.members.get_mut(&member.name) {
+                    health.cluster_id = Some(request.cluster_id.clone());
+                    health.zone = member.zone.clone();
+                    health.state = MemberState::Started;
+                    health.ready = true;
+                    health.quorum = true;
+                    health.metadata_leader = Some(door.member.clone());
+                    health.zone_fault_tolerant = true;
+                    health.groups.total = 1;
+                    health.groups.leading = u64::from(member.name == door.member);
+                    health.members = known.clone();
+                }
+            }
+        })
+    }
+
+    fn put_members<'a>(&'a self, door: &'a Door, members: &'a [ExpectedMember]) -> Call<'a, ()> {
+        self.change("put_members", door, |state| {
+            for health in state.members.values_mut() {
+                for wanted in members {
+                    match health.members.iter_mut().find(|m| m.name == wanted.name) {
+                        Some(known) => known.zone = wanted.zone.clone(),
+                        None => health.members.push(KnownMember {
+                            name: wanted.name.clone(),
+                            zone: wanted.zone.clone(),
+                            ..KnownMember::default()
+                        }),
+                    }
+                }
+            }
+        })
+    }
+
+    fn put_user<'a>(&'a self, door: &'a Door, user: &'a Credentials) -> Call<'a, ()> {
+        self.change("put_user", door, |state| {
+            state.users.insert(user.name.clone(), user.password.clone());
+        })
+    }
+
+    fn drain_leaders<'a>(&'a self, door: &'a Door, _deadline: Duration) -> Call<'a, u64> {
+        self.change("drain_leaders", door, |state| {
+            let Some(from) = state.members.get_mut(&door.member) else { return 0 };
+            let moved = std::mem::take(&mut from.groups.leading);
+            if let Some((_, to)) = state.members.iter_mut().find(|(name, _)| **name != door.member) {
+                to.groups.leading += moved;
+            }
+            0
+        })
+    }
+}

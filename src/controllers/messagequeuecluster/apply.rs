@@ -1,0 +1,226 @@
+//! Step 5: write what was built, and ask the brokers what was planned.
+//!
+//! Objects go first, in their order, by server-side apply; then the brokers are asked; pods go last. The first failure
+//! ends the step: what follows may rely on what came before. It is reported in the status like everything else.
+
+use std::{collections::HashMap, sync::Mutex};
+
+use kube::{
+    Api, Resource, ResourceExt,
+    api::{DynamicObject, Patch, PatchParams},
+    core::ObjectMeta,
+};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use serde_json::json;
+
+use super::{
+    super::{Context, Doing, Error},
+    build::{Children, Object},
+    observe::Observed,
+    plan::{Latch, Plan},
+    remove,
+    validate::{Blocker, hex_digest},
+};
+use crate::api::v1alpha1::{MANAGER, MessageQueueCluster, Reason, SERVING_LABEL};
+
+/// What came of the plan. The status is built from this, so it cannot claim what was not done.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    pub failure: Option<Error>,
+    /// What was done, for `status.decisions` and Events.
+    pub done: Vec<Blocker>,
+    /// What turned out not to be possible now.
+    pub held: Vec<Blocker>,
+    /// The version of the user's Secret whose password the brokers now have.
+    pub user_version: Option<String>,
+    /// Were all objects written?
+    pub applied: bool,
+}
+
+impl Outcome {
+    /// Nothing was done.
+    pub fn failed(error: Error) -> Self {
+        Self { failure: Some(error), ..Self::default() }
+    }
+
+    pub(super) fn did(&mut self, reason: Reason, message: String) {
+        tracing::info!(%reason, "{message}");
+        self.done.push(Blocker { reason, message });
+    }
+
+    pub(super) fn hold(&mut self, reason: Reason, message: String) {
+        self.held.push(Blocker { reason, message });
+    }
+}
+
+/// Does everything that the plan says.
+pub async fn apply(
+    ctx: &Context,
+    mqc: &MessageQueueCluster,
+    observed: &Observed,
+    plan: &Plan,
+    children: Children,
+) -> Outcome {
+    let mut outcome = Outcome::default();
+    if plan.hands_off {
+        return outcome;
+    }
+    let result = async {
+        for object in children.shared.iter().chain(&children.members).chain(&children.volumes) {
+            apply_object(ctx, &children.namespace, object).await?;
+        }
+        outcome.applied = true;
+        grow_volumes(ctx, &children, &mut outcome).await;
+        change_serving(ctx, &children.namespace, plan, &mut outcome).await?;
+        tell_brokers(ctx, observed, plan, &children, &mut outcome).await?;
+        move_leaders(ctx, observed, plan, &mut outcome).await;
+        if let Some(removal) = &plan.removal {
+            remove::remove_pod(ctx, mqc, observed, removal, &mut outcome).await?;
+        }
+        Ok(())
+    };
+    if let Err(error) = result.await {
+        outcome.failure = Some(error);
+    }
+    outcome
+}
+
+async fn apply_object(ctx: &Context, namespace: &str, object: &Object) -> Result<(), Error> {
+    let key = key(&object.resource.kind, namespace, &object.name);
+    let hash = hex_digest(&object.body.to_string());
+    if ctx.applied.holds(&key, &hash) {
+        return Ok(());
+    }
+    let api = Api::<DynamicObject>::namespaced_with(ctx.client.clone(), namespace, &object.resource);
+    let applied = api
+        .patch(&object.name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&object.body))
+        .await
+        .doing(|| format!("cannot apply {} {}", object.resource.kind, object.name))?;
+    ctx.applied.remember(key, hash, &applied.metadata);
+    Ok(())
+}
+
+/// The storage class may not allow it: that is the user's to know, and no reason to stop.
+async fn grow_volumes(ctx: &Context, children: &Children, outcome: &mut Outcome) {
+    let api = Api::<PersistentVolumeClaim>::namespaced(ctx.client.clone(), &children.namespace);
+    for (volume, size) in &children.grow {
+        let patch = json!({ "spec": { "resources": { "requests": { "storage": size } } } });
+        match api.patch(volume, &PatchParams::default(), &Patch::Merge(&patch)).await {
+            Ok(_) => outcome.did(Reason::Scaling, format!("volume {volume} is to have {size}")),
+            Err(error) => outcome.hold(
+                Reason::StorageGrowthRefused,
+                format!("volume {volume} cannot be given {size}: {error}. Set storage.size back, or use a storage class that allows expansion"),
+            ),
+        }
+    }
+}
+
+async fn change_serving(ctx: &Context, namespace: &str, plan: &Plan, outcome: &mut Outcome) -> Result<(), Error> {
+    let api = Api::<Pod>::namespaced(ctx.client.clone(), namespace);
+    for (pod, serving) in &plan.serving {
+        let patch = json!({ "metadata": { "labels": { SERVING_LABEL: serving.to_string() } } });
+        match api.patch_metadata(pod, &PatchParams::default(), &Patch::Merge(&patch)).await {
+            Err(kube::Error::Api(status)) if status.code == 404 => continue,
+            other => other.doing(|| format!("cannot label pod {pod}"))?,
+        };
+        match serving {
+            true => outcome.did(Reason::PutInService, format!("{pod} answers again and takes connections")),
+            false => outcome.did(Reason::TakenOffService, format!("{pod} does not answer and gets no new connections")),
+        }
+    }
+    Ok(())
+}
+
+async fn tell_brokers(
+    ctx: &Context,
+    observed: &Observed,
+    plan: &Plan,
+    children: &Children,
+    outcome: &mut Outcome,
+) -> Result<(), Error> {
+    let door = |number: &u32| observed.members.get(number).and_then(|m| m.door.as_ref());
+    if let (Latch::Found { member, cluster_id }, Some(request)) = (&plan.latch, &children.bootstrap)
+        && let Some(door) = door(member)
+    {
+        ctx.brokers.bootstrap(door, request).await?;
+        outcome.did(Reason::Bootstrapped, format!("{} founded cluster {cluster_id}", door.member));
+    }
+    let Some(door) = observed.spokesman().and_then(|(n, _)| door(&n)) else { return Ok(()) };
+    if let Some(members) = &plan.membership {
+        ctx.brokers.put_members(door, members).await?;
+    }
+    if plan.set_user
+        && let Some(secrets) = &children.secrets
+    {
+        ctx.brokers.put_user(door, &secrets.user).await?;
+        outcome.user_version = observed.secrets.user.as_ref().and_then(|s| s.metadata.resource_version.clone());
+    }
+    Ok(())
+}
+
+/// A member that cannot be asked hands its leaders over by itself when its pod stops; so no failure here matters.
+async fn move_leaders(ctx: &Context, observed: &Observed, plan: &Plan, outcome: &mut Outcome) {
+    for number in &plan.drain {
+        let Some(member) = observed.members.get(number) else { continue };
+        let (Some(door), Some(health)) = (&member.door, member.health()) else { continue };
+        match ctx.brokers.drain_leaders(door, remove::DRAIN_DEADLINE).await {
+            Ok(remaining) => {
+                let moved = health.groups.leading.saturating_sub(remaining);
+                if moved > 0 {
+                    outcome.did(Reason::LeadersMoved, format!("{} is going away: {moved} leaders moved", door.member));
+                }
+            }
+            Err(error) => outcome.hold(Reason::LeadersMoved, error.to_string()),
+        }
+    }
+}
+
+/// What was applied last, by object, so that a pass over an unchanged cluster writes nothing.
+///
+/// An entry is dropped as soon as the watch shows the object in another version than the one that was written, so a
+/// change by somebody else is undone in the pass that its event starts.
+#[derive(Debug, Default)]
+pub struct AppliedCache {
+    entries: Mutex<HashMap<Key, Entry>>,
+}
+
+type Key = (String, String, String);
+
+#[derive(Debug)]
+struct Entry {
+    hash: String,
+    version: Option<String>,
+}
+
+fn key(kind: &str, namespace: &str, name: &str) -> Key {
+    (kind.to_owned(), namespace.to_owned(), name.to_owned())
+}
+
+/// The generation, which statuses do not change; objects without one are known by their resource version.
+fn version(meta: &ObjectMeta) -> Option<String> {
+    meta.generation.map(|generation| format!("g{generation}")).or_else(|| meta.resource_version.clone())
+}
+
+impl AppliedCache {
+    fn holds(&self, key: &Key, hash: &str) -> bool {
+        self.lock().get(key).is_some_and(|entry| entry.hash == hash)
+    }
+
+    fn remember(&self, key: Key, hash: String, meta: &ObjectMeta) {
+        self.lock().insert(key, Entry { hash, version: version(meta) });
+    }
+
+    /// An object was seen, or seen to be gone.
+    pub fn saw<K: Resource<DynamicType = ()>>(&self, meta: &kube::core::PartialObjectMeta<K>, gone: bool) {
+        let key = key(&K::kind(&()), &meta.namespace().unwrap_or_default(), &meta.name_any());
+        let mut entries = self.lock();
+        let stale = entries.get(&key).is_some_and(|entry| gone || entry.version != version(&meta.metadata));
+        if stale {
+            entries.remove(&key);
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Entry>> {
+        self.entries.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,405 @@
+//! Step 1: read what is there, from the API server and from every broker, and keep only the facts that later steps use.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use futures::future::{join_all, try_join, try_join4};
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::{
+        apps::v1::StatefulSet,
+        core::v1::{ConfigMap, Node, PersistentVolumeClaim, Pod, Secret},
+        storage::v1::StorageClass,
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kube::{
+    Api, ResourceExt,
+    api::ListParams,
+};
+use rustls::ClientConfig;
+
+use super::super::{Context, Doing, Error};
+use crate::{
+    api::v1alpha1::{
+        BROKER_CONTAINER, CLUSTER_ID_ANNOTATION, FOUNDER_ANNOTATION, INPUTS_ANNOTATION, MEMBER_LABEL,
+        MessageQueueCluster, Names, SERVING_LABEL,
+    },
+    broker_admin::{ADMIN_PORT, AdminError, Door, Health},
+    certificates::{self, KeyedCertificate},
+};
+
+/// Kept between passes; losing it costs a little time, nothing else.
+#[derive(Default)]
+pub struct Memory {
+    /// Since when a broker has not answered, by member number.
+    silent_since: BTreeMap<u32, Timestamp>,
+    /// When the status was last written.
+    pub status_written: Option<Timestamp>,
+    /// The operator's own client certificate, and the authority it is of.
+    client: Option<(KeyedCertificate, Timestamp, Arc<ClientConfig>)>,
+}
+
+/// Everything a pass knows.
+#[derive(Debug, Default)]
+pub struct Observed {
+    pub members: BTreeMap<u32, MemberFacts>,
+    pub secrets: SecretFacts,
+    /// Why a volume cannot be made, if its storage class is the reason.
+    pub storage_class_problem: Option<String>,
+}
+
+/// What is there of one member.
+#[derive(Debug, Default)]
+pub struct MemberFacts {
+    pub stateful_set: Option<StatefulSetFacts>,
+    pub has_config: bool,
+    pub pod: Option<PodFacts>,
+    pub volume: Option<VolumeFacts>,
+    /// What the broker says of itself; None when there is no pod to ask.
+    pub answer: Option<Result<Health, AdminError>>,
+    pub silent_since: Option<Timestamp>,
+    pub door: Option<Door>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StatefulSetFacts {
+    pub inputs: Option<String>,
+    pub replicas: i32,
+    /// The size in its volume template, which never changes.
+    pub claim_size: Option<String>,
+}
+
+/// A pod, as far as it matters here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodFacts {
+    pub name: String,
+    pub uid: String,
+    pub ip: Option<IpAddr>,
+    pub inputs: Option<String>,
+    pub node: Option<String>,
+    /// The node's zone, by `placement.topologyKey`; None when the node has no such label or cannot be read.
+    pub zone: Option<String>,
+    /// Is the node about to lose its pods (cordoned, or tainted NoExecute)?
+    pub node_going: bool,
+    /// Is the pod being deleted?
+    pub going: bool,
+    pub ready: bool,
+    /// Does the broker's container run?
+    pub running: bool,
+    pub serving: bool,
+    /// Reason and message of a container that waits, such as `ImagePullBackOff`.
+    pub waiting: Option<(String, String)>,
+    /// The scheduler's words, when it finds no node.
+    pub unschedulable: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VolumeFacts {
+    pub requested: Option<String>,
+    pub capacity: Option<String>,
+    pub cluster_id: Option<String>,
+    pub founder: Option<String>,
+    pub bound: bool,
+}
+
+/// The Secrets, whole: they are read by name and written again unchanged.
+#[derive(Clone, Debug, Default)]
+pub struct SecretFacts {
+    pub authority: Option<Secret>,
+    pub tls: Option<Secret>,
+    pub user: Option<Secret>,
+    pub identity: Option<Secret>,
+}
+
+impl MemberFacts {
+    /// What the broker says, if it says anything.
+    pub fn health(&self) -> Option<&Health> {
+        self.answer.as_ref()?.as_ref().ok()
+    }
+
+    /// Started, in touch, and its pod Ready.
+    pub fn is_ready(&self) -> bool {
+        self.health().is_some_and(|h| h.ready) && self.pod.as_ref().is_some_and(|p| p.ready && !p.going)
+    }
+}
+
+impl Observed {
+    /// The answers, by member number.
+    pub fn health(&self) -> impl Iterator<Item = (u32, &Health)> {
+        self.members.iter().filter_map(|(n, m)| Some((*n, m.health()?)))
+    }
+
+    /// A broker that is in touch with a majority; the metadata's leader if it answers.
+    pub fn spokesman(&self) -> Option<(u32, &Health)> {
+        let in_touch = || self.health().filter(|(_, h)| h.quorum);
+        in_touch().find(|(_, h)| h.metadata_leader.as_deref() == Some(&h.name)).or_else(|| in_touch().next())
+    }
+}
+
+/// One field of a Secret, as text.
+pub fn text(secret: &Secret, key: &str) -> Option<String> {
+    String::from_utf8(secret.data.as_ref()?.get(key)?.0.clone()).ok()
+}
+
+/// Reads everything. Brokers that do not answer are facts, not errors.
+pub async fn observe(ctx: &Context, mqc: &MessageQueueCluster, now: Timestamp) -> Result<Observed, Error> {
+    let names = mqc.names();
+    let uid = mqc.uid().unwrap_or_default();
+    let (members, secrets) =
+        try_join(children(ctx, &names, &uid, &mqc.spec.placement.topology_key), read_secrets(ctx, &names, &uid)).await?;
+    let mut observed = Observed { members, secrets, storage_class_problem: None };
+    if observed.members.values().any(|m| m.volume.as_ref().is_some_and(|v| !v.bound)) {
+        observed.storage_class_problem = storage_class_problem(ctx, mqc).await;
+    }
+    ask_brokers(ctx, mqc, &mut observed, now).await?;
+    Ok(observed)
+}
+
+async fn children(
+    ctx: &Context,
+    names: &Names,
+    uid: &str,
+    topology_key: &str,
+) -> Result<BTreeMap<u32, MemberFacts>, Error> {
+    let own = ListParams::default().labels(&names.selector_string());
+    let client = || ctx.client.clone();
+    let (sets, configs, pods, volumes) = (
+        Api::<StatefulSet>::namespaced(client(), &names.namespace),
+        Api::<ConfigMap>::namespaced(client(), &names.namespace),
+        Api::<Pod>::namespaced(client(), &names.namespace),
+        Api::<PersistentVolumeClaim>::namespaced(client(), &names.namespace),
+    );
+    let (sets, configs, pods, volumes) =
+        try_join4(sets.list(&own), configs.list_metadata(&own), pods.list(&own), volumes.list(&own))
+            .await
+            .doing(|| format!("cannot list what belongs to {}", names.cluster))?;
+
+    let mut members = BTreeMap::<u32, MemberFacts>::new();
+    for set in sets.into_iter().filter(|s| !is_of_another(&s.metadata, uid)) {
+        if let Some(number) = number_of(&set.metadata) {
+            members.entry(number).or_default().stateful_set = Some(stateful_set_facts(&set));
+        }
+    }
+    for config in configs.into_iter().filter(|c| !is_of_another(&c.metadata, uid)) {
+        if let Some(number) = number_of(&config.metadata) {
+            members.entry(number).or_default().has_config = true;
+        }
+    }
+    for volume in volumes {
+        if let Some(number) = number_of(&volume.metadata) {
+            members.entry(number).or_default().volume = Some(volume_facts(&volume));
+        }
+    }
+    let nodes = read_nodes(ctx, &pods.items).await;
+    for pod in pods {
+        if let Some(number) = number_of(&pod.metadata) {
+            members.entry(number).or_default().pod = Some(pod_facts(&pod, &nodes, topology_key));
+        }
+    }
+    Ok(members)
+}
+
+fn number_of(meta: &ObjectMeta) -> Option<u32> {
+    meta.labels.as_ref()?.get(MEMBER_LABEL)?.parse().ok()
+}
+
+/// Is this a leftover of an earlier cluster of that name, which the garbage collector is about to take? It counts as
+/// absent: what is in it goes with it.
+fn is_of_another(meta: &ObjectMeta, uid: &str) -> bool {
+    let owners = meta.owner_references.iter().flatten();
+    owners.filter(|o| o.controller == Some(true)).any(|o| o.uid != uid)
+}
+
+async fn read_secrets(ctx: &Context, names: &Names, uid: &str) -> Result<SecretFacts, Error> {
+    let api = Api::<Secret>::namespaced(ctx.client.clone(), &names.namespace);
+    let (ca, tls, user, identity) =
+        (names.authority_secret(), names.tls_secret(), names.user_secret(), names.identity_secret());
+    let (authority, tls, user, identity) =
+        try_join4(api.get_opt(&ca), api.get_opt(&tls), api.get_opt(&user), api.get_opt(&identity))
+            .await
+            .doing(|| format!("cannot read the Secrets of {}", names.cluster))?;
+    let own = |secret: Option<Secret>| secret.filter(|s| !is_of_another(&s.metadata, uid));
+    Ok(SecretFacts { authority: own(authority), tls: own(tls), user: own(user), identity: own(identity) })
+}
+
+/// Nodes may be unreadable where the operator has no cluster-wide rights: then zones are unknown, and nothing fails.
+async fn read_nodes(ctx: &Context, pods: &[Pod]) -> BTreeMap<String, Node> {
+    let wanted: BTreeSet<&str> =
+        pods.iter().filter_map(|p| p.spec.as_ref()?.node_name.as_deref()).collect();
+    let api = Api::<Node>::all(ctx.client.clone());
+    let found = join_all(wanted.into_iter().map(|name| {
+        let api = &api;
+        async move {
+            match api.get_opt(name).await {
+                Ok(node) => Some((name.to_owned(), node?)),
+                Err(error) => {
+                    tracing::debug!(node = name, %error, "cannot read a node; its zone counts as unknown");
+                    None
+                }
+            }
+        }
+    }));
+    found.await.into_iter().flatten().collect()
+}
+
+fn stateful_set_facts(set: &StatefulSet) -> StatefulSetFacts {
+    StatefulSetFacts {
+        inputs: set.annotations().get(INPUTS_ANNOTATION).cloned(),
+        replicas: set.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1),
+        claim_size: set
+            .spec
+            .as_ref()
+            .and_then(|s| s.volume_claim_templates.as_ref()?.first()?.spec.as_ref()?.resources.as_ref())
+            .and_then(|r| r.requests.as_ref()?.get("storage"))
+            .map(|q| q.0.clone()),
+    }
+}
+
+fn volume_facts(volume: &PersistentVolumeClaim) -> VolumeFacts {
+    let requested = volume.spec.as_ref().and_then(|s| s.resources.as_ref()).and_then(|r| r.requests.as_ref());
+    let capacity = volume.status.as_ref().and_then(|s| s.capacity.as_ref());
+    VolumeFacts {
+        requested: requested.and_then(|r| r.get("storage")).map(|q| q.0.clone()),
+        capacity: capacity.and_then(|c| c.get("storage")).map(|q| q.0.clone()),
+        cluster_id: volume.annotations().get(CLUSTER_ID_ANNOTATION).cloned(),
+        founder: volume.annotations().get(FOUNDER_ANNOTATION).cloned(),
+        bound: volume.status.as_ref().is_some_and(|s| s.phase.as_deref() == Some("Bound")),
+    }
+}
+
+fn pod_facts(pod: &Pod, nodes: &BTreeMap<String, Node>, topology_key: &str) -> PodFacts {
+    let spec = pod.spec.as_ref();
+    let status = pod.status.as_ref();
+    let node_name = spec.and_then(|s| s.node_name.clone());
+    let node = node_name.as_ref().and_then(|name| nodes.get(name));
+    let condition = |type_: &str| {
+        status.and_then(|s| s.conditions.as_ref()).and_then(|all| all.iter().find(|c| c.type_ == type_))
+    };
+    let container = status
+        .and_then(|s| s.container_statuses.as_ref())
+        .and_then(|all| all.iter().find(|c| c.name == BROKER_CONTAINER))
+        .and_then(|c| c.state.as_ref());
+    let waiting = container.and_then(|s| s.waiting.as_ref());
+    PodFacts {
+        name: pod.name_any(),
+        uid: pod.uid().unwrap_or_default(),
+        ip: status.and_then(|s| s.pod_ip.as_deref()).and_then(|ip| ip.parse().ok()),
+        inputs: pod.annotations().get(INPUTS_ANNOTATION).cloned(),
+        zone: node.and_then(|n| n.labels().get(topology_key).cloned()),
+        node_going: node.is_some_and(node_is_going),
+        node: node_name,
+        going: pod.metadata.deletion_timestamp.is_some(),
+        ready: condition("Ready").is_some_and(|c| c.status == "True"),
+        running: container.is_some_and(|s| s.running.is_some()),
+        serving: pod.labels().get(SERVING_LABEL).is_some_and(|v| v == "true"),
+        waiting: waiting.map(|w| (w.reason.clone().unwrap_or_default(), w.message.clone().unwrap_or_default())),
+        unschedulable: condition("PodScheduled")
+            .filter(|c| c.status == "False")
+            .map(|c| c.message.clone().unwrap_or_else(|| "no node fits".into())),
+    }
+}
+
+fn node_is_going(node: &Node) -> bool {
+    let spec = node.spec.as_ref();
+    spec.and_then(|s| s.unschedulable).unwrap_or(false)
+        || spec.and_then(|s| s.taints.as_ref()).is_some_and(|all| all.iter().any(|t| t.effect == "NoExecute"))
+}
+
+/// None when the class is there, or when that cannot be found out.
+async fn storage_class_problem(ctx: &Context, mqc: &MessageQueueCluster) -> Option<String> {
+    let api = Api::<StorageClass>::all(ctx.client.clone());
+    match &mqc.spec.storage.storage_class_name {
+        Some(name) => match api.get_opt(name).await {
+            Ok(None) => Some(format!(
+                "storage class '{name}' does not exist: create it, or apply the cluster anew with another storage.storageClassName"
+            )),
+            _ => None,
+        },
+        None => {
+            let classes = api.list_metadata(&ListParams::default()).await.ok()?;
+            let is_default = |meta: &ObjectMeta| {
+                meta.annotations.as_ref().is_some_and(|a| {
+                    a.get("storageclass.kubernetes.io/is-default-class").is_some_and(|v| v == "true")
+                })
+            };
+            (!classes.iter().any(|class| is_default(&class.metadata))).then(|| {
+                "the Kubernetes cluster has no default storage class: set storage.storageClassName, or mark a class as default".into()
+            })
+        }
+    }
+}
+
+async fn ask_brokers(
+    ctx: &Context,
+    mqc: &MessageQueueCluster,
+    observed: &mut Observed,
+    now: Timestamp,
+) -> Result<(), Error> {
+    let names = mqc.names();
+    let Some(tls) = client_certificate(ctx, mqc, observed, now)? else { return Ok(()) };
+    for (number, member) in &mut observed.members {
+        let Some(ip) = member.pod.as_ref().filter(|p| p.running).and_then(|p| p.ip) else { continue };
+        member.door = Some(Door {
+            member: names.pod(*number),
+            host: names.host(*number),
+            address: SocketAddr::new(ip, ADMIN_PORT),
+            tls: tls.clone(),
+        });
+    }
+    let doors = observed.members.iter().filter_map(|(n, m)| Some((*n, m.door.as_ref()?)));
+    let answers = join_all(doors.map(|(n, door)| async move { (n, ctx.brokers.health(door).await) })).await;
+    let uid = mqc.uid().unwrap_or_default();
+    ctx.remembered(&uid, |memory| {
+        for (number, answer) in answers {
+            let member = observed.members.entry(number).or_default();
+            match &answer {
+                Ok(_) => {
+                    memory.silent_since.remove(&number);
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "a broker does not say how it is");
+                    member.silent_since = Some(*memory.silent_since.entry(number).or_insert(now));
+                }
+            }
+            member.answer = Some(answer);
+        }
+    });
+    Ok(())
+}
+
+/// The operator's own leaf, in memory, made anew when the authority changes or two thirds of its time are over.
+fn client_certificate(
+    ctx: &Context,
+    mqc: &MessageQueueCluster,
+    observed: &Observed,
+    now: Timestamp,
+) -> Result<Option<Arc<ClientConfig>>, Error> {
+    let Some(authority) = observed.secrets.authority.as_ref().and_then(keyed_certificate) else { return Ok(None) };
+    let uid = mqc.uid().unwrap_or_default();
+    ctx.remembered(&uid, |memory| {
+        if let Some((of, made, config)) = &memory.client
+            && *of == authority
+            && now.duration_since(*made).as_hours() < 24 * 200
+        {
+            return Ok(Some(config.clone()));
+        }
+        let config = certificates::client_config(&authority, &authority_name(mqc), now)?;
+        memory.client = Some((authority, now, config.clone()));
+        Ok(Some(config))
+    })
+}
+
+/// What a cluster's authority is called; signing needs the same name again.
+pub fn authority_name(mqc: &MessageQueueCluster) -> String {
+    let names = mqc.names();
+    format!("{}/{}", names.namespace, names.cluster)
+}
+
+/// Certificate and key of a TLS Secret.
+pub fn keyed_certificate(secret: &Secret) -> Option<KeyedCertificate> {
+    Some(KeyedCertificate { certificate: text(secret, "tls.crt")?, key: text(secret, "tls.key")? })
+}

@@ -1,0 +1,76 @@
+//! One module a kind. What they share: the context of a reconcile and its errors.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+};
+
+use jiff::Timestamp;
+use kube::{Client, runtime::events::Recorder};
+use thiserror::Error;
+
+use crate::{broker_admin::BrokerAdmin, certificates::CertificateError, telemetry::Telemetry};
+
+pub mod messagequeuecluster;
+
+/// The controller name of objects that name none.
+pub const DEFAULT_CONTROLLER_NAME: &str = "holdfast.dev/operator";
+
+/// What the operator was started with.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The broker image of clusters that name none.
+    pub broker_image: String,
+    /// Only objects with this `spec.controllerName` are looked after.
+    pub controller_name: String,
+}
+
+/// What every reconcile shares. Everything in it may be lost without harm: it only saves calls.
+pub struct Context {
+    pub client: Client,
+    pub brokers: Arc<dyn BrokerAdmin>,
+    pub settings: Settings,
+    pub recorder: Recorder,
+    pub telemetry: Arc<Telemetry>,
+    pub memory: Mutex<HashMap<String, messagequeuecluster::Memory>>,
+    pub applied: messagequeuecluster::AppliedCache,
+    /// The clock; tests set their own.
+    pub clock: fn() -> Timestamp,
+}
+
+impl Context {
+    /// What is remembered about the object with this UID.
+    pub fn remembered<T>(&self, uid: &str, with: impl FnOnce(&mut messagequeuecluster::Memory) -> T) -> T {
+        let mut memory = self.memory.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        with(memory.entry(uid.to_owned()).or_default())
+    }
+}
+
+/// A reconcile that could not finish; it is tried again with back-off.
+#[derive(Debug, Error)]
+pub enum Error {
+    #[error("{doing}: {source}")]
+    Api {
+        doing: String,
+        #[source]
+        source: Box<kube::Error>,
+    },
+    #[error("the API server answered with an object that is not understood ({what}): {source}")]
+    Malformed { what: &'static str, source: serde_json::Error },
+    #[error(transparent)]
+    Certificates(#[from] CertificateError),
+    #[error(transparent)]
+    Admin(#[from] crate::broker_admin::AdminError),
+}
+
+/// Says what was being done when the API server refused.
+pub trait Doing<T> {
+    /// `doing` reads as "cannot …".
+    fn doing(self, doing: impl FnOnce() -> String) -> Result<T, Error>;
+}
+
+impl<T> Doing<T> for Result<T, kube::Error> {
+    fn doing(self, doing: impl FnOnce() -> String) -> Result<T, Error> {
+        self.map_err(|source| Error::Api { doing: doing(), source: Box::new(source) })
+    }
+}
