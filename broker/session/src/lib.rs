@@ -4,10 +4,19 @@
 //! that is AMQP about a client: handshake, heartbeats, channels, content assembly, delivery tags, confirm numbers,
 //! errors. It knows no queue: what it does not decide by itself it asks the engine, in the client's order.
 
+mod assembly;
+mod calls;
+mod channel;
 mod config;
+mod confirms;
 mod connection;
 mod error;
+mod handshake;
+mod heartbeat;
+mod outbox;
 mod request;
+mod sasl;
+mod unacked;
 
 pub use config::Config;
 pub use connection::Connection;

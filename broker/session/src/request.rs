@@ -26,7 +26,7 @@ pub enum Request {
     /// `connection.update-secret`. Answered with [`crate::Connection::reply_secret_updated`].
     UpdateSecret { secret: Bytes, reason: ShortStr },
     /// The client closes the connection: answered with [`crate::Connection::reply_connection_closed`] once every
-    /// publish of every channel is durable. Nothing else comes after it.
+    /// publish of every channel is durable. Only settlements may come after it; what is left unsettled then returns.
     CloseConnection,
     /// The connection is lost (hard error, heartbeat, failed handshake, or an error of the client's own telling).
     /// Everything that belongs to the session may go; nothing is answered, nothing else comes after it.
