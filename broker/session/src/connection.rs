@@ -184,13 +184,15 @@ impl Connection {
     }
 
     /// The secret is taken, or not.
-    pub fn reply_secret_updated(&mut self, result: Result<(), Refusal>, now_us: u64) {
+    pub fn reply_secret_updated(&mut self, result: Result<(), Refusal>) {
         if !std::mem::take(&mut self.updating_secret) {
             return;
         }
         match result {
             Ok(()) => self.shared.out.method(0, &Method::ConnectionUpdateSecretOk {}),
             Err(Refusal { code, text }) => {
+                // Heard from lately: it has just asked.
+                let now_us = self.heartbeat.last_received_us();
                 self.fail(0, AmqpError::new(code, text, MethodId { class: 10, method: 70 }), now_us);
             }
         }

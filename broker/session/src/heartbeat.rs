@@ -26,6 +26,11 @@ impl Heartbeat {
         self.last_received_us = now_us;
     }
 
+    /// When something was heard last.
+    pub fn last_received_us(&self) -> u64 {
+        self.last_received_us
+    }
+
     fn send_due(&self) -> u64 {
         self.last_sent_us.saturating_add(self.interval_us / 2)
     }
