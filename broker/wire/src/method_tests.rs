@@ -70,6 +70,20 @@ proptest! {
     }
 
     #[test]
+    fn amq_protocol_reads_every_method_and_writes_the_same_bytes(seed: u64) {
+        use amq_protocol::frame::{gen_frame, parse_frame};
+        // It takes the ticket of access.request-ok for reserved.
+        let samples = Method::samples(&mut Source(seed)).into_iter().filter(|method| method.id().class != 30);
+        for method in samples {
+            let frame = method.to_frame(7);
+            let (rest, read) = parse_frame(&frame[..]).map_err(|error| TestCaseError::fail(format!("{}: {error}", method.name())))?;
+            prop_assert!(rest.is_empty());
+            let written = gen_frame(&read)(Vec::new().into()).expect("writes to memory").write;
+            prop_assert_eq!(&written[..], &frame[..], "{}", method.name());
+        }
+    }
+
+    #[test]
     fn a_method_cut_short_or_grown_is_an_error_and_no_panic(seed: u64, cut in 1usize..20) {
         for method in Method::samples(&mut Source(seed)) {
             let whole = payload(&method.to_frame(1));
