@@ -59,6 +59,11 @@ impl LiveIndexes {
         super::ready::shrink(&mut self.slots);
     }
 
+    /// Whether the entry at `index`, the latest one, has live messages.
+    pub(super) fn holds(&self, index: u64) -> bool {
+        self.slots.back().is_some_and(|slot| slot.index == index && slot.count > 0)
+    }
+
     /// Indexes of entries with live messages, ascending.
     pub(super) fn indexes(&self) -> impl Iterator<Item = u64> {
         self.live().map(|slot| slot.index)

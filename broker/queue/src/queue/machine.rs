@@ -290,6 +290,13 @@ impl QueueMachine {
             }
         }
     }
+
+    /// At the end of an entry: one whose own messages all went within it may have got others after that. `from` is where this entry's deaths begin.
+    fn settle_own_death(&mut self, from: usize, index: u64) {
+        let recent = self.dead.split_off(from);
+        let died = recent.contains(&index) && !self.live.holds(index);
+        self.dead.extend(recent.into_iter().filter(|other| *other != index).chain(died.then_some(index)));
+    }
 }
 
 fn consumers_of_channel(channel: ChannelRef) -> RangeInclusive<ConsumerId> {
@@ -317,6 +324,7 @@ impl Machine for QueueMachine {
         }
         let entry = Entry::<QueueCommand>::from_bytes(payload)?;
         self.time_ms = self.time_ms.max(entry.time_ms);
+        let deaths = self.dead.len();
         let homes: BTreeSet<BootId> = entry.batches.iter().filter_map(|batch| Some(batch.origin?.boot)).collect();
         for batch in entry.batches {
             self.apply_batch(meta.index, batch, effects);
@@ -329,6 +337,7 @@ impl Machine for QueueMachine {
                 queue.dispatch(effects);
             }
         }
+        self.settle_own_death(deaths, meta.index);
         Ok(())
     }
 

@@ -238,7 +238,7 @@ impl<'a> Walk<'a, '_> {
     fn visit(&mut self, name: &str, exchange: &'a Exchange) {
         let before = (self.queues.len(), self.onward.len());
         if name.is_empty() {
-            self.to_queues_by_name();
+            self.name_queues();
         } else {
             self.by_rules(&exchange.rules);
         }
@@ -248,7 +248,7 @@ impl<'a> Walk<'a, '_> {
     }
 
     /// The default exchange: every queue is bound to it under its own name.
-    fn to_queues_by_name(&mut self) {
+    fn name_queues(&mut self) {
         for key in self.publication.routing_keys {
             let queue = std::str::from_utf8(key).ok().and_then(|name| self.routes.queues.get(name));
             self.queues.extend(queue);
