@@ -42,6 +42,8 @@ struct GroupAccount {
     last: u64,
     log: Placed,
     bodies: Placed,
+    /// Bodies that came as such, not as entries that the prefix passed.
+    installed: IndexSet,
     corruption: Option<Corruption>,
     /// Nothing in older segments matters to this group.
     summary_in: Option<u32>,
@@ -115,9 +117,11 @@ impl GroupAccount {
             self.log.put(index, segment);
             self.last = index;
             occupy(segments, segment);
-        } else if self.bodies.live.contains(index) {
+        } else if self.bodies.live.contains(index) && !self.installed.contains(index) {
             // The last batch before a restart is replayed twice.
-            self.body(index, segment, segments);
+            release(segments, self.bodies.segment_of(index));
+            self.bodies.put(index, segment);
+            occupy(segments, segment);
         }
     }
 
@@ -126,15 +130,12 @@ impl GroupAccount {
             release(segments, self.bodies.segment_of(index));
         }
         self.bodies.put(index, segment);
+        self.installed.insert(index);
         occupy(segments, segment);
     }
 
     fn compact(&mut self, up_to: u64, live: &IndexSet, segments: &mut SegmentAccounts) {
-        let dead: Vec<u64> = self.bodies.live.difference(live).collect();
-        for index in dead {
-            self.bodies.live.remove(index);
-            release(segments, self.bodies.segment_of(index));
-        }
+        self.keep_bodies(live, up_to, segments);
         let above = self.log.live.split_off(up_to.saturating_add(1));
         let below = std::mem::replace(&mut self.log.live, above);
         for index in below.iter() {
@@ -142,6 +143,7 @@ impl GroupAccount {
             match segment {
                 Some(segment) if live.contains(index) && !self.bodies.live.contains(index) => {
                     self.bodies.put(index, segment);
+                    self.installed.remove(index);
                 }
                 _ => release(segments, segment),
             }
@@ -150,6 +152,15 @@ impl GroupAccount {
         self.bodies.prune();
         self.compacted = self.compacted.max(up_to);
         self.last = self.last.max(up_to);
+    }
+
+    /// Of the bodies at or below `up_to` only `live` is kept.
+    fn keep_bodies(&mut self, live: &IndexSet, up_to: u64, segments: &mut SegmentAccounts) {
+        let dead: Vec<u64> = self.bodies.live.difference(live).take_while(|index| *index <= up_to).collect();
+        for index in dead {
+            self.bodies.live.remove(index);
+            release(segments, self.bodies.segment_of(index));
+        }
     }
 
     fn reset(&mut self, index: u64, segments: &mut SegmentAccounts) {
@@ -201,7 +212,6 @@ impl Accounting {
             tombstones.insert(record.key, segment);
             return;
         }
-        tombstones.remove(&record.key);
         let group = groups.entry(record.key).or_default();
         match record.kind {
             Kind::Entry => group.entry(record.index, segment, segments),
@@ -225,6 +235,7 @@ impl Accounting {
                     group.hard_state = summary.hard_state;
                     group.mark = summary.mark;
                     group.truncate(summary.last.saturating_add(1), segments);
+                    group.keep_bodies(&summary.live_bodies, u64::MAX, segments);
                     group.compact(summary.compacted, &summary.live_bodies, segments);
                     group.last = summary.last;
                     group.summary_in = Some(segment);
@@ -255,7 +266,7 @@ impl Accounting {
         let going: Vec<u32> = self
             .segments
             .range(..active)
-            .filter(|(_, segment)| segment.live == 0)
+            .filter(|(number, segment)| segment.live == 0 && !self.is_pinned(**number))
             .map(|(number, _)| *number)
             .take(MAX_REMOVALS_PER_BATCH)
             .collect();
@@ -274,6 +285,16 @@ impl Accounting {
             self.apply(record, active);
         }
         going
+    }
+
+    /// Whether the segment separates two lives of a key, of which the older one is still on disk. A replica that leaves
+    /// a member and comes back has the same key.
+    fn is_pinned(&self, segment: u32) -> bool {
+        self.tombstones.iter().any(|(key, own)| {
+            *own == segment
+                && self.groups.contains_key(key)
+                && self.segments.range(..segment).any(|(_, older)| older.groups.contains(key))
+        })
     }
 
     fn carry_forward(&self, key: GroupKey, going: &[u32], records: &mut Vec<Record>) {

@@ -289,9 +289,8 @@ impl<F: FileSystem> Recovery<F> {
                     self.replay.apply(record, *location);
                     self.accounting.apply(record, segment);
                 }
-                if is_tail {
-                    self.tail = records;
-                }
+                // What follows an unproven batch is its copy, or what was written after the copy was durable.
+                self.tail = if is_tail { records } else { Vec::new() };
             }
         }
     }

@@ -23,7 +23,7 @@ struct ReplayGroup {
     compacted: u64,
     /// Without a location: it was written, and is damaged.
     log: BTreeMap<u64, LogSlot>,
-    bodies: BTreeMap<u64, Option<Location>>,
+    bodies: BTreeMap<u64, BodySlot>,
     corruption: Option<Corruption>,
 }
 
@@ -33,31 +33,38 @@ struct LogSlot {
     location: Option<Location>,
 }
 
+#[derive(Clone, Copy, Debug)]
+struct BodySlot {
+    location: Option<Location>,
+    /// It came as a body, not as an entry that the prefix passed.
+    installed: bool,
+}
+
 impl ReplayGroup {
     fn entry(&mut self, index: u64, slot: LogSlot) {
         if index > self.compacted {
             self.log.split_off(&index);
             self.log.insert(index, slot);
-        } else if let Some(body) = self.bodies.get_mut(&index) {
+        } else if let Some(body) = self.bodies.get_mut(&index).filter(|body| !body.installed) {
             // The last batch before a restart is replayed twice.
-            *body = slot.location;
+            body.location = slot.location;
         }
     }
 
     fn compact(&mut self, up_to: u64, live: &IndexSet) {
-        self.bodies.retain(|index, _| live.contains(*index));
+        self.bodies.retain(|index, _| *index > up_to || live.contains(*index));
         let above = self.log.split_off(&up_to.saturating_add(1));
         let mut below = std::mem::replace(&mut self.log, above);
         for index in live.iter() {
-            let moved = below.remove(&index).and_then(|slot| slot.location);
-            self.bodies.entry(index).or_insert(moved);
+            let location = below.remove(&index).and_then(|slot| slot.location);
+            self.bodies.entry(index).or_insert(BodySlot { location, installed: false });
         }
         self.compacted = self.compacted.max(up_to);
     }
 
     fn reset(&mut self, index: u64) {
         for (entry, slot) in std::mem::take(&mut self.log).range(..=index) {
-            self.bodies.entry(*entry).or_insert(slot.location);
+            self.bodies.entry(*entry).or_insert(BodySlot { location: slot.location, installed: false });
         }
         self.compacted = index;
         if let Some(corruption) = self.corruption.take()
@@ -82,14 +89,15 @@ impl ReplayGroup {
         self.hard_state = summary.hard_state;
         self.mark = summary.mark;
         self.log.split_off(&summary.last.saturating_add(1));
+        self.bodies.retain(|index, _| *index <= summary.compacted || summary.live_bodies.contains(*index));
         self.compact(summary.compacted, &summary.live_bodies);
     }
 
     /// Indexes that should be there and are not.
     fn missing(&self) -> Vec<RangeInclusive<u64>> {
         let mut missing = Ranges::default();
-        for (index, location) in &self.bodies {
-            if location.is_none() {
+        for (index, body) in &self.bodies {
+            if body.location.is_none() {
                 missing.add(*index, *index);
             }
         }
@@ -131,7 +139,7 @@ impl ReplayGroup {
                     Some(RecoveredEntry { index: *index, term: slot.term, location: slot.location? })
                 })
                 .collect(),
-            bodies: self.bodies.iter().filter_map(|(index, location)| Some((*index, (*location)?))).collect(),
+            bodies: self.bodies.iter().filter_map(|(index, body)| Some((*index, body.location?))).collect(),
             corruption: self.corruption,
         }
     }
@@ -175,7 +183,7 @@ impl Replay {
         match record.kind {
             Kind::Entry => group.entry(record.index, LogSlot { term: record.term, location: Some(location) }),
             Kind::Body => {
-                group.bodies.insert(record.index, Some(location));
+                group.bodies.insert(record.index, BodySlot { location: Some(location), installed: true });
             }
             Kind::HardState => group.hard_state = HardStatePayload::decode(record).map(|payload| payload.0),
             Kind::Mark => group.mark = Mark::decode(record),

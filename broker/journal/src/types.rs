@@ -58,7 +58,7 @@ pub enum Op {
     /// The log starts after `up_to`. Of everything at or below it only `live` (ascending) is still needed. A
     /// checkpoint at or above `up_to` is durable or in this batch.
     Compact { key: GroupKey, up_to: u64, live: Vec<u64> },
-    /// Bodies at or below the prefix that nobody needs any more. Unknown indexes are ignored.
+    /// Bodies at or below the prefix that nobody will need again. Unknown indexes are ignored.
     Dead { key: GroupKey, indexes: Vec<u64> },
     /// A Raft snapshot at `index` was installed: the log is empty and starts after it. Log entries at or below `index`
     /// without a body become bodies; the `Compact` that follows says which of them are live.
