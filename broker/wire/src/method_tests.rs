@@ -72,8 +72,9 @@ proptest! {
     #[test]
     fn amq_protocol_reads_every_method_and_writes_the_same_bytes(seed: u64) {
         use amq_protocol::frame::{gen_frame, parse_frame};
-        // It takes the ticket of access.request-ok for reserved.
-        let samples = Method::samples(&mut Source(seed)).into_iter().filter(|method| method.id().class != 30);
+        // It takes for reserved, and writes as zero, what deprecated fields hold.
+        let drops_fields = |id: MethodId| id.class == 30 || id == MethodId { class: 60, method: 10 };
+        let samples = Method::samples(&mut Source(seed)).into_iter().filter(|method| !drops_fields(method.id()));
         for method in samples {
             let frame = method.to_frame(7);
             let (rest, read) = parse_frame(&frame[..]).map_err(|error| TestCaseError::fail(format!("{}: {error}", method.name())))?;
