@@ -133,6 +133,16 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
         self.running(group).is_some_and(|group| group.has_lease(now, &self.cx))
     }
 
+    /// The index up to which the group's machine here has applied the log; 0 without a running replica.
+    pub fn applied(&self, group: GroupId) -> u64 {
+        self.running(group).map_or(0, |group| group.applied)
+    }
+
+    /// The group's Raft term as this member knows it; 0 without a running replica.
+    pub fn term(&self, group: GroupId) -> u64 {
+        self.running(group).map_or(0, Group::term)
+    }
+
     /// Who leads the group, as far as this member knows.
     pub fn leader(&self, group: GroupId) -> Option<MemberId> {
         self.running(group)?.leader()

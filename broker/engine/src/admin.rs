@@ -1,0 +1,195 @@
+//! Requests of the admin API, typed; the node maps them to HTTP and JSON.
+
+use holdfast_queue::ids::{BootId, GroupId, MemberId};
+
+use crate::identity::MemberUuid;
+
+/// A member as the operator expects it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExpectedMember {
+    pub name: String,
+    /// `host:port` of its peer listener.
+    pub address: String,
+    pub zone: String,
+}
+
+/// A user, its password already hashed (PHC string).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserCredentials {
+    pub name: String,
+    pub password_hash: String,
+}
+
+/// One request. `token` is the value of `X-Holdfast-Token`, if the request had one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdminRequest {
+    pub token: Option<u64>,
+    pub action: AdminAction,
+}
+
+/// What an admin request asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AdminAction {
+    /// `GET /v1/health`.
+    Health,
+    /// `POST /v1/bootstrap`, idempotent by cluster id.
+    Bootstrap {
+        cluster_id: String,
+        members: Vec<ExpectedMember>,
+        user: UserCredentials,
+        default_replication_factor: u8,
+    },
+    /// `GET /v1/groups`.
+    Groups { limit: usize },
+    /// `POST /v1/groups/{id}/transfer`.
+    Transfer { group: GroupId, to: String },
+    /// `POST /v1/drain-leaders`: answered when none is left, or at the deadline.
+    DrainLeaders { deadline_ms: u64 },
+    /// `PUT /v1/users/{name}`.
+    PutUser(UserCredentials),
+    /// `PUT /v1/members`: the whole list of expected members.
+    PutMembers { members: Vec<ExpectedMember> },
+}
+
+/// A successful answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AdminReply {
+    Health(Box<Health>),
+    /// The request took effect (bootstrap, transfer asked for, user or members stored).
+    Done,
+    Groups(Vec<GroupReport>),
+    /// Leaderships that this member still has.
+    Drained {
+        remaining: usize,
+    },
+}
+
+/// A refused or failed request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdminError {
+    pub kind: AdminErrorKind,
+    /// What went wrong.
+    pub error: String,
+    /// What to do about it.
+    pub hint: String,
+}
+
+/// The kinds of failure, as HTTP statuses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AdminErrorKind {
+    /// 400
+    BadRequest,
+    /// 404
+    NotFound,
+    /// 409: initialised under another cluster id, a stale token.
+    Conflict,
+    /// 503: no quorum, not started, or no answer in time. The request may be repeated.
+    Unavailable,
+}
+
+/// How far a member is in joining a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemberState {
+    /// Belongs to no cluster.
+    Blank,
+    /// Has an identity, but has not yet reached the commit indexes it saw at start.
+    Joining,
+    Started,
+}
+
+impl MemberState {
+    /// As the admin API spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Blank => "blank",
+            Self::Joining => "joining",
+            Self::Started => "started",
+        }
+    }
+}
+
+/// Counts of the replicas on this member.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GroupCounts {
+    pub total: usize,
+    pub leading: usize,
+    pub without_leader: usize,
+    /// Led here, with a voter more than 1,000 entries behind.
+    pub lagging: usize,
+    pub quarantined: usize,
+    /// Led here, with fewer voters than the queue should have, or a voter that does not answer.
+    pub under_replicated: usize,
+}
+
+/// One member as seen from here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberHealth {
+    pub name: String,
+    /// None while it is expected but has not joined.
+    pub id: Option<MemberId>,
+    pub zone: String,
+    pub live: bool,
+    pub ready: bool,
+}
+
+/// A failover that this member's groups went through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failover {
+    /// Wall clock, ms since 1970, when the new leader served.
+    pub at_ms: u64,
+    /// From the last sign of the old leader to the new leader serving.
+    pub duration_ms: u64,
+}
+
+/// The constant-size summary of `GET /v1/health`. The node adds version and disk figures.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health {
+    pub uuid: MemberUuid,
+    pub member: Option<MemberId>,
+    pub name: String,
+    pub zone: String,
+    pub boot: BootId,
+    pub cluster_id: Option<String>,
+    pub cluster_epoch: u64,
+    pub state: MemberState,
+    pub ready: bool,
+    /// Name of the member that leads group 0.
+    pub metadata_leader: Option<String>,
+    /// True while this member's metadata lease is fresh, so a majority of group 0 was heard lately.
+    pub quorum: bool,
+    pub groups: GroupCounts,
+    pub last_failover: Option<Failover>,
+    pub failovers: u64,
+    pub members: Vec<MemberHealth>,
+    /// Would every group led here keep a quorum of caught-up voters if any one zone went away?
+    pub zone_fault_tolerant: bool,
+    /// Why not, in words, naming the zone and a group.
+    pub zone_fault_blocker: Option<String>,
+}
+
+/// One voter or learner of a group, as its leader sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplicaReport {
+    pub member: MemberId,
+    pub name: String,
+    pub voter: bool,
+    /// Highest index known to be on its disk; 0 when this member does not lead the group.
+    pub matched: u64,
+    /// Entries it is behind; 0 when unknown.
+    pub lag: u64,
+}
+
+/// One group of `GET /v1/groups`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupReport {
+    pub group: GroupId,
+    /// Queues in it, as `vhost/name`; empty for group 0.
+    pub queues: Vec<String>,
+    pub leader: Option<String>,
+    pub leading: bool,
+    pub term: u64,
+    pub commit: u64,
+    pub applied: u64,
+    pub quarantined: bool,
+    pub replicas: Vec<ReplicaReport>,
+}

@@ -1,0 +1,400 @@
+//! Answers to the admin API.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use holdfast_journal::EntryReader;
+use holdfast_queue::ids::{GroupId, MemberId};
+use holdfast_queue::meta::{ExpectedMember as MetaExpected, MetaCommand, MetaReply, NewMember, NewUser};
+use holdfast_queue::time::{Duration, Instant};
+use holdfast_replica::{GroupStatus, Role};
+
+use crate::admin::{
+    AdminAction, AdminError, AdminErrorKind, AdminReply, AdminRequest, ExpectedMember, Failover, GroupCounts,
+    GroupReport, Health, MemberHealth, MemberState, ReplicaReport, UserCredentials,
+};
+use crate::join::AfterIdentity;
+use crate::member::Member;
+use crate::requests::Waiter;
+use crate::seam::{AdminRequestId, Output};
+
+/// Requests that need a quorum are answered within this time.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// A voter with no more than this many entries missing counts as caught up.
+const CAUGHT_UP: u64 = 1_000;
+
+/// Admin requests that wait.
+#[derive(Default)]
+pub(crate) struct AdminState {
+    /// Until when each is to be answered.
+    waiting: BTreeMap<AdminRequestId, Instant>,
+    bootstrap: BTreeSet<AdminRequestId>,
+    drains: BTreeMap<AdminRequestId, Instant>,
+    pub(crate) last_failover: Option<Failover>,
+    pub(crate) failovers: u64,
+}
+
+fn refused(kind: AdminErrorKind, error: impl Into<String>, hint: &str) -> AdminError {
+    AdminError { kind, error: error.into(), hint: hint.to_owned() }
+}
+
+impl<R: EntryReader> Member<R> {
+    pub(crate) fn admin(&mut self, request: AdminRequestId, body: AdminRequest) {
+        match self.admin_action(request, body) {
+            Ok(Some(reply)) => self.admin_reply(request, Ok(reply)),
+            Ok(None) => {}
+            Err(error) => self.admin_reply(request, Err(error)),
+        }
+    }
+
+    fn admin_reply(&mut self, request: AdminRequestId, reply: Result<AdminReply, AdminError>) {
+        self.admin.waiting.remove(&request);
+        self.outputs.push_back(Output::AdminReply { request, reply });
+    }
+
+    /// The answer, or none if it comes later.
+    fn admin_action(&mut self, request: AdminRequestId, body: AdminRequest) -> Result<Option<AdminReply>, AdminError> {
+        self.check_token(body.token)?;
+        match body.action {
+            AdminAction::Health => Ok(Some(AdminReply::Health(Box::new(self.health())))),
+            AdminAction::Groups { limit } => Ok(Some(AdminReply::Groups(self.group_reports(limit)))),
+            AdminAction::Bootstrap { cluster_id, members, user, default_replication_factor } => {
+                self.bootstrap(request, cluster_id, members, user, default_replication_factor)
+            }
+            AdminAction::Transfer { group, to } => self.transfer(group, &to).map(|()| Some(AdminReply::Done)),
+            AdminAction::DrainLeaders { deadline_ms } => {
+                let until = self.now + Duration::from_millis(deadline_ms.min(60_000));
+                let now = self.now;
+                if let Some(host) = self.host.as_mut() {
+                    host.drain(until, now);
+                }
+                self.admin.drains.insert(request, until);
+                Ok(None)
+            }
+            AdminAction::PutUser(user) => {
+                let UserCredentials { name, password_hash } = user;
+                let tags = self.metadata().and_then(|meta| meta.user(&name)).map(|known| known.tags.clone());
+                let tags = tags.unwrap_or_else(|| vec!["administrator".into()]);
+                let new = NewUser { name: name.clone(), hash: password_hash, tags };
+                self.ask_for_admin(request, None, MetaCommand::PutUser { user: new })?;
+                let all = || ".*".to_owned();
+                let (vhost, configure, write, read) = ("/".to_owned(), all(), all(), all());
+                let grant = MetaCommand::SetPermissions { vhost, user: name, configure, write, read };
+                self.ask_for_admin(request, Some(request), grant)?;
+                Ok(None)
+            }
+            AdminAction::PutMembers { members } => {
+                let expected = members.into_iter().map(meta_expected).collect();
+                self.ask_for_admin(request, Some(request), MetaCommand::SetExpected { expected })?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// The token grows with each holder of the operator's lease; one that was overtaken has nothing to say.
+    fn check_token(&mut self, token: Option<u64>) -> Result<(), AdminError> {
+        let Some(token) = token else { return Ok(()) };
+        if token < self.identity.admin_token {
+            let error = format!("token {token} is older than {}", self.identity.admin_token);
+            return Err(refused(AdminErrorKind::Conflict, error, "another operator has taken over"));
+        }
+        if token > self.identity.admin_token {
+            self.identity.admin_token = token;
+            self.write_identity(AfterIdentity::Nothing);
+        }
+        Ok(())
+    }
+
+    fn ask_for_admin(
+        &mut self,
+        request: AdminRequestId,
+        waiter: Option<AdminRequestId>,
+        command: MetaCommand,
+    ) -> Result<(), AdminError> {
+        if self.metadata().is_none() {
+            let hint = "bootstrap the cluster first, or wait until this member has joined";
+            return Err(refused(AdminErrorKind::Unavailable, "this member has no metadata yet", hint));
+        }
+        self.admin.waiting.insert(request, self.now + ANSWER_WITHIN);
+        self.ask_metadata(command, waiter.map_or(Waiter::Nobody, Waiter::Admin));
+        Ok(())
+    }
+
+    pub(crate) fn admin_answered(&mut self, request: AdminRequestId, reply: MetaReply) {
+        if !self.admin.waiting.contains_key(&request) {
+            return; // It was told already that it took too long.
+        }
+        let reply = match reply {
+            MetaReply::Refused { refusal } => Err(refused(AdminErrorKind::BadRequest, refusal.text, "")),
+            _ => Ok(AdminReply::Done),
+        };
+        self.admin_reply(request, reply);
+    }
+
+    fn bootstrap(
+        &mut self,
+        request: AdminRequestId,
+        cluster_id: String,
+        members: Vec<ExpectedMember>,
+        user: UserCredentials,
+        factor: u8,
+    ) -> Result<Option<AdminReply>, AdminError> {
+        if let Some(own) = &self.identity.membership
+            && own.cluster_id != cluster_id
+        {
+            let error = format!("this member belongs to cluster '{}' already", own.cluster_id);
+            let hint = "a data directory never changes its cluster: give the member an empty one";
+            return Err(refused(AdminErrorKind::Conflict, error, hint));
+        }
+        if self.metadata().is_some() {
+            return Ok(Some(AdminReply::Done));
+        }
+        let Some(own) = members.iter().find(|member| member.name == self.config.name).cloned() else {
+            let error = format!("this member, '{}', is not among those listed", self.config.name);
+            return Err(refused(AdminErrorKind::BadRequest, error, "bootstrap a member of the list"));
+        };
+        if cluster_id.is_empty() || cluster_id.len() > 255 {
+            return Err(refused(AdminErrorKind::BadRequest, "the cluster id must have 1 to 255 bytes", ""));
+        }
+        let joined_elsewhere = self.me() != MemberId(0) && self.me() != MemberId(1);
+        let has_metadata = self.host.as_ref().is_some_and(|host| host.key(GroupId::META).is_some());
+        if self.identity.membership.is_none() {
+            let addresses = members.iter().map(|member| member.address.clone());
+            let peers = addresses.filter(|address| *address != self.config.advertise_peer).collect();
+            self.found_cluster(cluster_id.clone(), peers);
+        } else if !joined_elsewhere && !has_metadata {
+            // The process ended between the identity and the birth of group 0.
+            self.create_metadata();
+        }
+        self.admin.waiting.insert(request, self.now + ANSWER_WITHIN);
+        self.admin.bootstrap.insert(request);
+        if joined_elsewhere {
+            return Ok(None); // It is in the cluster; the metadata is on its way.
+        }
+        let init = MetaCommand::Init {
+            cluster_id,
+            epoch: 1,
+            expected: members.into_iter().map(meta_expected).collect(),
+            replication_factor: u32::from(factor),
+            user: Some(NewUser { name: user.name, hash: user.password_hash, tags: vec!["administrator".into()] }),
+            first: NewMember {
+                uuid: self.identity.uuid.to_string(),
+                name: own.name,
+                zone: own.zone,
+                address: own.address,
+                boot: Some(self.boot),
+            },
+        };
+        self.boot_asked = Some(self.boot);
+        self.ask_metadata(init, Waiter::Bootstrap);
+        Ok(None)
+    }
+
+    pub(crate) fn bootstrap_answered(&mut self, reply: MetaReply) {
+        let reply = match reply {
+            MetaReply::Refused { refusal } => Err(refused(AdminErrorKind::Conflict, refusal.text, "")),
+            _ => Ok(AdminReply::Done),
+        };
+        for request in std::mem::take(&mut self.admin.bootstrap) {
+            self.admin_reply(request, reply.clone());
+        }
+    }
+
+    fn transfer(&mut self, group: GroupId, to: &str) -> Result<(), AdminError> {
+        let member = self.metadata().and_then(|meta| meta.members().find(|(_, member)| member.name == to));
+        let Some(member) = member.map(|(id, _)| id) else {
+            return Err(refused(AdminErrorKind::NotFound, format!("there is no member '{to}'"), ""));
+        };
+        let Some(host) = self.host.as_mut() else {
+            return Err(refused(AdminErrorKind::Unavailable, "this member is blank", ""));
+        };
+        if host.key(group).is_none() {
+            return Err(refused(AdminErrorKind::NotFound, format!("there is no group {group} here"), ""));
+        }
+        host.transfer_leader(group, member)
+            .map_err(|error| refused(AdminErrorKind::Conflict, error.to_string(), "ask the group's leader, or later"))
+    }
+
+    /// Answers what took too long, and drains that are done.
+    pub(crate) fn tick_admin(&mut self) {
+        let now = self.now;
+        let remaining = self.host.as_ref().map_or(0, |host| host.leaderships());
+        let drained = self.admin.drains.iter().filter(|(_, until)| remaining == 0 || now >= **until);
+        for request in drained.map(|(request, _)| *request).collect::<Vec<_>>() {
+            self.admin.drains.remove(&request);
+            self.admin_reply(request, Ok(AdminReply::Drained { remaining }));
+        }
+        if !self.admin.bootstrap.is_empty() && self.metadata().is_some() {
+            self.bootstrap_answered(MetaReply::Done);
+        }
+        let late: Vec<_> =
+            self.admin.waiting.iter().filter(|(_, until)| now >= **until).map(|(request, _)| *request).collect();
+        for request in late {
+            self.admin.bootstrap.remove(&request);
+            let error = refused(AdminErrorKind::Unavailable, "no quorum answered in time", "repeat the request");
+            self.admin_reply(request, Err(error));
+        }
+    }
+
+    /// This member has come to lead a group: if it lost its leader before, that was a failover.
+    pub(crate) fn record_failover(&mut self, group: GroupId) {
+        let Some((before, _)) = self.leaderships.announced.get(&group).copied() else { return };
+        let Some(peer) = self.peers.get(before).filter(|peer| peer.suspected) else { return };
+        let duration_ms = self.now.since(peer.last_heard()).as_millis() as u64;
+        self.admin.last_failover = Some(Failover { at_ms: self.wall_ms, duration_ms });
+        self.admin.failovers += 1;
+        self.metrics.failovers += 1;
+    }
+
+    /// The summary of `GET /v1/health`.
+    pub fn health(&self) -> Health {
+        let statuses = self.statuses();
+        let blocker = self.zone_fault_blocker(&statuses);
+        let own = self.identity.membership.as_ref();
+        let leader = self.leaderships.announced.get(&GroupId::META).map(|(leader, _)| *leader);
+        Health {
+            uuid: self.identity.uuid,
+            member: own.map(|own| own.member),
+            name: self.config.name.clone(),
+            zone: self.config.zone.clone(),
+            boot: self.boot,
+            cluster_id: own.map(|own| own.cluster_id.clone()),
+            cluster_epoch: own.map_or(1, |own| own.cluster_epoch),
+            state: match (own, self.ready()) {
+                (None, _) => MemberState::Blank,
+                (Some(_), false) => MemberState::Joining,
+                (Some(_), true) => MemberState::Started,
+            },
+            ready: self.ready(),
+            metadata_leader: leader.and_then(|leader| self.name_of(leader)),
+            quorum: self.lease_fresh(),
+            groups: self.group_counts(&statuses),
+            last_failover: self.admin.last_failover,
+            failovers: self.admin.failovers,
+            members: self.members_health(),
+            zone_fault_tolerant: blocker.is_none(),
+            zone_fault_blocker: blocker,
+        }
+    }
+
+    fn statuses(&self) -> Vec<(GroupId, GroupStatus)> {
+        let Some(host) = self.host.as_ref() else { return Vec::new() };
+        host.groups().filter_map(|group| Some((group, host.status(group)?))).collect()
+    }
+
+    fn name_of(&self, member: MemberId) -> Option<String> {
+        let known = self.metadata().and_then(|meta| meta.member(member)).map(|member| member.name.clone());
+        known.or_else(|| self.peers.get(member).map(|peer| peer.name.clone()))
+    }
+
+    fn group_counts(&self, statuses: &[(GroupId, GroupStatus)]) -> GroupCounts {
+        let mut counts = GroupCounts { total: statuses.len(), ..GroupCounts::default() };
+        for (_, status) in statuses {
+            counts.leading += usize::from(status.me_leading);
+            counts.without_leader += usize::from(status.leader.is_none());
+            counts.quarantined += usize::from(status.role == Role::Quarantined);
+            if status.me_leading {
+                let voters = || status.peers.iter().filter(|peer| peer.voter);
+                counts.lagging += usize::from(voters().any(|peer| peer.lag > CAUGHT_UP));
+                counts.under_replicated += usize::from(voters().any(|peer| !peer.live));
+            }
+        }
+        counts
+    }
+
+    fn members_health(&self) -> Vec<MemberHealth> {
+        let Some(meta) = self.metadata() else { return Vec::new() };
+        let expected = meta.cluster().map(|cluster| cluster.expected.as_slice()).unwrap_or_default();
+        let mut seen = BTreeSet::new();
+        let mut members: Vec<MemberHealth> = Vec::new();
+        for (id, member) in meta.members() {
+            let me = id == self.me();
+            let peer = self.peers.get(id);
+            seen.insert(member.name.clone());
+            members.push(MemberHealth {
+                name: member.name.clone(),
+                id: Some(id),
+                zone: member.zone.clone(),
+                live: me || peer.is_some_and(|peer| !peer.suspected),
+                ready: if me { self.ready() } else { peer.is_some_and(|peer| peer.ready && !peer.suspected) },
+            });
+        }
+        for member in expected.iter().filter(|member| !seen.contains(&member.name)) {
+            let (name, zone) = (member.name.clone(), member.zone.clone());
+            members.push(MemberHealth { name, id: None, zone, live: false, ready: false });
+        }
+        members
+    }
+
+    /// The first group led here that would lose its quorum with some zone, from real match indexes.
+    fn zone_fault_blocker(&self, statuses: &[(GroupId, GroupStatus)]) -> Option<String> {
+        let Some(meta) = self.metadata() else { return Some("the cluster is not started".into()) };
+        let zone_of = |member: MemberId| meta.member(member).map_or("", |member| member.zone.as_str());
+        for (group, status) in statuses.iter().filter(|(_, status)| status.me_leading) {
+            let voters: Vec<_> = status.peers.iter().filter(|peer| peer.voter).collect();
+            let majority = voters.len() / 2 + 1;
+            let zones: BTreeSet<&str> = voters.iter().map(|peer| zone_of(peer.member)).collect();
+            for zone in zones {
+                let left = voters
+                    .iter()
+                    .filter(|peer| zone_of(peer.member) != zone && peer.live && peer.lag <= CAUGHT_UP)
+                    .count();
+                if left < majority {
+                    let zone = if zone.is_empty() { "(none given)" } else { zone };
+                    return Some(format!(
+                        "without zone {zone}, group {group} would have {left} of the {majority} caught-up voters it needs"
+                    ));
+                }
+            }
+        }
+        None
+    }
+
+    fn group_reports(&self, limit: usize) -> Vec<GroupReport> {
+        let Some(host) = self.host.as_ref() else { return Vec::new() };
+        let reports = host.groups().take(limit).filter_map(|group| Some(self.group_report(group, host.status(group)?)));
+        reports.collect()
+    }
+
+    fn group_report(&self, group: GroupId, status: GroupStatus) -> GroupReport {
+        let name = |member: MemberId| self.name_of(member).unwrap_or_else(|| member.to_string());
+        let meta = self.metadata();
+        let queues = meta.and_then(|meta| meta.group(group)).map(|info| info.queues.clone()).unwrap_or_default();
+        let queue_name =
+            |queue| meta.and_then(|meta| meta.queue(queue)).map(|info| format!("{}/{}", info.vhost, info.name));
+        let unknown = |member: &MemberId, voter| ReplicaReport {
+            member: *member,
+            name: name(*member),
+            voter,
+            matched: 0,
+            lag: 0,
+        };
+        let replicas = if status.peers.is_empty() {
+            let voters = status.voters.iter().map(|member| unknown(member, true));
+            voters.chain(status.learners.iter().map(|member| unknown(member, false))).collect()
+        } else {
+            let known = status.peers.iter().map(|peer| ReplicaReport {
+                member: peer.member,
+                name: name(peer.member),
+                voter: peer.voter,
+                matched: peer.matched,
+                lag: peer.lag,
+            });
+            known.collect()
+        };
+        GroupReport {
+            group,
+            queues: queues.into_iter().filter_map(queue_name).collect(),
+            leader: status.leader.map(name),
+            leading: status.me_leading,
+            term: status.term,
+            commit: status.commit,
+            applied: status.applied,
+            quarantined: status.role == Role::Quarantined,
+            replicas,
+        }
+    }
+}
+
+fn meta_expected(member: ExpectedMember) -> MetaExpected {
+    MetaExpected { name: member.name, address: member.address, zone: member.zone }
+}

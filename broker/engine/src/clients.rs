@@ -1,0 +1,595 @@
+//! Client connections: bytes in and out of the session machines, log-in, and the ends of channels and connections.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::Bytes;
+use holdfast_journal::EntryReader;
+use holdfast_queue::ids::{ChannelRef, ConsumerId, GroupId, SessionId};
+use holdfast_queue::meta::MetaCommand;
+use holdfast_queue::queue::QueueCommand;
+use holdfast_session::{Call, ChannelId, Config, Connection, Credentials, Mechanism, Refusal, Reply, Request};
+use holdfast_wire::{ReplyCode, ShortStr};
+
+use crate::consuming::Consumer;
+use crate::member::Member;
+use crate::seam::{ConnId, Output, PasswordToken, Severity};
+
+/// Bytes published on a connection and not confirmed at which reading stops, and at which it goes on.
+const PAUSE_AT_BYTES: usize = 16 << 20;
+const RESUME_AT_BYTES: usize = 8 << 20;
+
+/// Things in flight, numbered 0, 1, 2 …, that end in any order: has everything before one of them ended?
+#[derive(Debug, Default)]
+pub(crate) struct InFlight {
+    /// Number of the first slot.
+    base: u64,
+    /// How much each still waits for.
+    slots: VecDeque<u32>,
+}
+
+impl InFlight {
+    /// The next thing, which waits for `parts`; its number.
+    pub(crate) fn begin(&mut self, parts: u32) -> u64 {
+        self.slots.push_back(parts);
+        let number = self.next() - 1;
+        self.pop_ended();
+        number
+    }
+
+    fn pop_ended(&mut self) {
+        while self.slots.front() == Some(&0) {
+            self.slots.pop_front();
+            self.base += 1;
+        }
+    }
+
+    /// One part of a thing ended; true when it was the last.
+    pub(crate) fn end_part(&mut self, number: u64) -> bool {
+        let Some(at) = number.checked_sub(self.base) else { return false };
+        let Some(slot) = self.slots.get_mut(at as usize).filter(|slot| **slot > 0) else { return false };
+        *slot -= 1;
+        let done = *slot == 0;
+        self.pop_ended();
+        done
+    }
+
+    /// The number of the next thing.
+    pub(crate) fn next(&self) -> u64 {
+        self.base + self.slots.len() as u64
+    }
+
+    /// True when everything numbered below `number` has ended.
+    pub(crate) fn ended_below(&self, number: u64) -> bool {
+        self.base >= number
+    }
+}
+
+/// One open channel.
+#[derive(Debug, Default)]
+pub(crate) struct Channel {
+    pub(crate) publishes: InFlight,
+    pub(crate) settles: InFlight,
+    pub(crate) consumers: BTreeMap<u32, Consumer>,
+    /// Groups that hold something of this channel.
+    pub(crate) groups: BTreeSet<GroupId>,
+    /// Closing waits for what was published and settled before.
+    closing: bool,
+}
+
+/// What waits until all that the channel settled before is durable (design §3.4).
+#[derive(Debug)]
+struct Delayed {
+    channel: ChannelId,
+    settles_below: u64,
+    what: DelayedStep,
+}
+
+#[derive(Debug)]
+enum DelayedStep {
+    Reply(Reply),
+    /// A call whose answer must not wait, since deliveries follow it.
+    Call(Call),
+}
+
+/// One client connection.
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub(crate) session: Connection,
+    pub(crate) id: SessionId,
+    pub(crate) user: String,
+    pub(crate) vhost: String,
+    pub(crate) channels: BTreeMap<ChannelId, Channel>,
+    peer: String,
+    plain_port: bool,
+    login: Option<PasswordToken>,
+    /// Bytes handed out, and bytes of them that the kernel has.
+    sent: u64,
+    written: u64,
+    pub(crate) unconfirmed_bytes: usize,
+    paused: bool,
+    reading: bool,
+    /// Requests that wait for a fresh metadata lease, in order.
+    held: VecDeque<Request>,
+    delayed: Vec<Delayed>,
+    /// A consumer here used its credit up.
+    pub(crate) wants_credit: bool,
+    /// `connection.close` waits for the channels.
+    closing: bool,
+    pub(crate) has_exclusive_queues: bool,
+    /// A call that was delayed is being served: it is not delayed again.
+    resuming: bool,
+    /// The session's end was dealt with.
+    ended: bool,
+    close_sent: bool,
+}
+
+impl Client {
+    /// True once all that belongs to the session was let go.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Bytes that the client's socket has not taken yet.
+    pub(crate) fn backlog(&self) -> u64 {
+        self.sent.saturating_sub(self.written)
+    }
+
+    pub(crate) fn channel_ref(&self, channel: ChannelId) -> ChannelRef {
+        ChannelRef { session: self.id, channel: channel.number, generation: channel.generation }
+    }
+
+    pub(crate) fn consumer_id(&self, channel: ChannelId, number: u32) -> ConsumerId {
+        ConsumerId { channel: self.channel_ref(channel), number }
+    }
+}
+
+impl<R: EntryReader> Member<R> {
+    pub(crate) fn client_connected(
+        &mut self,
+        conn: ConnId,
+        peer: String,
+        tls_subject: Option<String>,
+        plain_port: bool,
+    ) {
+        let external_user = tls_subject.map(|subject| ShortStr::truncated(&subject));
+        let mut mechanisms = vec![Mechanism::Plain, Mechanism::AmqPlain];
+        if external_user.is_some() {
+            mechanisms.push(Mechanism::External);
+        }
+        let config = Config {
+            channel_max: self.config.channel_max,
+            frame_max: self.config.frame_max,
+            heartbeat_s: self.config.heartbeat_s,
+            message_max_bytes: self.config.max_message_bytes,
+            mechanisms,
+            cluster_name: self.cluster_name(),
+            external_user,
+            tag_seed: self.rng.next_u64(),
+            ..Config::default()
+        };
+        let client = Client {
+            session: Connection::new(config, self.now.0),
+            id: SessionId { boot: self.boot, conn: conn.0 },
+            user: String::new(),
+            vhost: String::new(),
+            channels: BTreeMap::new(),
+            peer,
+            plain_port,
+            login: None,
+            sent: 0,
+            written: 0,
+            unconfirmed_bytes: 0,
+            paused: false,
+            reading: true,
+            held: VecDeque::new(),
+            delayed: Vec::new(),
+            wants_credit: false,
+            closing: false,
+            has_exclusive_queues: false,
+            resuming: false,
+            ended: false,
+            close_sent: false,
+        };
+        self.clients.insert(conn, client);
+        self.touch(conn);
+        if self.stopping() {
+            self.close_client(conn, "broker shutting down");
+        }
+    }
+
+    pub(crate) fn client_bytes(&mut self, conn: ConnId, bytes: Bytes) {
+        let now = self.now.0;
+        if let Some(client) = self.clients.get_mut(&conn) {
+            client.session.handle_bytes(bytes, now);
+            self.touch(conn);
+        }
+    }
+
+    pub(crate) fn client_written(&mut self, conn: ConnId, total: u64) {
+        if let Some(client) = self.clients.get_mut(&conn) {
+            client.written = client.written.max(total);
+            self.raise_credits(conn);
+        }
+    }
+
+    pub(crate) fn client_closed(&mut self, conn: ConnId) {
+        self.end_session(conn);
+        self.clients.remove(&conn);
+    }
+
+    /// The connection has something to be pumped in this round.
+    pub(crate) fn touch(&mut self, conn: ConnId) {
+        self.touched.insert(conn);
+    }
+
+    /// Moves requests out of and bytes through all sessions that were touched; true if there were any.
+    pub(crate) fn pump_clients(&mut self) -> bool {
+        let touched = std::mem::take(&mut self.touched);
+        let any = !touched.is_empty();
+        for conn in touched {
+            self.pump(conn);
+        }
+        any
+    }
+
+    fn pump(&mut self, conn: ConnId) {
+        loop {
+            let mut idle = true;
+            while let Some(request) = self.clients.get_mut(&conn).and_then(|client| client.session.poll_request()) {
+                self.request(conn, request);
+                idle = false;
+            }
+            let now = self.now.0;
+            let Some(client) = self.clients.get_mut(&conn) else { return };
+            while let Some(bytes) = client.session.poll_transmit(now) {
+                client.sent += bytes.len() as u64;
+                self.outputs.push_back(Output::ClientSend { conn, bytes });
+                idle = false;
+            }
+            if idle {
+                break;
+            }
+        }
+        self.regulate(conn);
+        let Some(client) = self.clients.get_mut(&conn) else { return };
+        if client.session.is_closed() && !client.close_sent {
+            client.close_sent = true;
+            self.outputs.push_back(Output::ClientClose { conn });
+            self.end_session(conn);
+        }
+    }
+
+    /// Stops or resumes reading from the client's socket.
+    fn regulate(&mut self, conn: ConnId) {
+        let now = self.now.0;
+        let Some(client) = self.clients.get_mut(&conn) else { return };
+        let much = client.unconfirmed_bytes >= PAUSE_AT_BYTES || client.held.len() >= 1024;
+        let little = client.unconfirmed_bytes <= RESUME_AT_BYTES && client.held.is_empty();
+        if (much && !client.paused) || (little && client.paused) {
+            client.paused = much;
+            client.session.set_reading_paused(much, now);
+            self.touched.insert(conn);
+        }
+        let reading = client.session.wants_input();
+        if reading != client.reading {
+            client.reading = reading;
+            self.outputs.push_back(Output::ClientPause { conn, paused: !reading });
+        }
+    }
+
+    /// Deals with one request of a session; it waits while the view of the metadata may be stale.
+    fn request(&mut self, conn: ConnId, request: Request) {
+        let fresh = self.lease_fresh();
+        let Some(client) = self.clients.get_mut(&conn) else { return };
+        let needs_metadata = matches!(
+            request,
+            Request::Publish(_) | Request::Call { .. } | Request::Authenticate(_) | Request::OpenVhost { .. }
+        );
+        let in_order = !client.held.is_empty() && !matches!(request, Request::ConnectionLost { .. });
+        if in_order || (needs_metadata && !fresh) {
+            client.held.push_back(request);
+            return;
+        }
+        self.serve(conn, request);
+    }
+
+    /// Goes on with what waited for the lease.
+    pub(crate) fn release_held(&mut self) {
+        if !self.lease_fresh() {
+            return;
+        }
+        let waiting: Vec<ConnId> =
+            self.clients.iter().filter(|(_, client)| !client.held.is_empty()).map(|(conn, _)| *conn).collect();
+        for conn in waiting {
+            let held = self.clients.get_mut(&conn).map(|client| std::mem::take(&mut client.held)).unwrap_or_default();
+            for request in held {
+                self.serve(conn, request);
+            }
+            self.touch(conn);
+        }
+    }
+
+    fn serve(&mut self, conn: ConnId, request: Request) {
+        match request {
+            Request::Authenticate(credentials) => self.authenticate(conn, credentials),
+            Request::OpenVhost { vhost } => self.open_vhost(conn, vhost.as_str()),
+            Request::UpdateSecret { .. } => {
+                if let Some(client) = self.clients.get_mut(&conn) {
+                    client.session.reply_secret_updated(Ok(()));
+                }
+            }
+            Request::CloseConnection => {
+                if let Some(client) = self.clients.get_mut(&conn) {
+                    client.closing = true;
+                }
+                self.check_barriers(conn);
+            }
+            Request::ConnectionLost { why } => {
+                let peer = self.clients.get(&conn).map(|client| client.peer.clone()).unwrap_or_default();
+                self.event(Severity::Info, format!("the connection of {peer} is lost: {why:?}"));
+                self.end_session(conn);
+            }
+            Request::OpenChannel { channel } => {
+                if let Some(client) = self.clients.get_mut(&conn) {
+                    client.channels.insert(channel, Channel::default());
+                    self.metrics.channels_opened += 1;
+                }
+            }
+            Request::CloseChannel { channel } => {
+                let open = self.clients.get_mut(&conn).and_then(|client| client.channels.get_mut(&channel));
+                match open {
+                    Some(open) => open.closing = true,
+                    None => return self.reply_now(conn, channel, Reply::Done),
+                }
+                self.check_barriers(conn);
+            }
+            Request::ChannelLost { channel } => self.end_channel(conn, channel),
+            Request::Publish(publish) => self.publish(conn, publish),
+            Request::Settle(settle) => self.settle(conn, settle),
+            Request::Call { channel, call } => self.call(conn, channel, call),
+            Request::Prefetch { .. } => {}
+        }
+    }
+
+    fn authenticate(&mut self, conn: ConnId, credentials: Credentials) {
+        let name = credentials.user.as_str().to_owned();
+        let hash = self.metadata().and_then(|meta| meta.user(&name)).map(|user| user.hash.clone());
+        let plain_port = self.clients.get(&conn).is_some_and(|client| client.plain_port);
+        let external = credentials.mechanism == Mechanism::External && !plain_port;
+        let Some(hash) = hash else { return self.logged_in(conn, false) };
+        if let Some(client) = self.clients.get_mut(&conn) {
+            client.user = name;
+        }
+        if external {
+            return self.logged_in(conn, true);
+        }
+        if credentials.mechanism == Mechanism::External || credentials.mechanism == Mechanism::Anonymous {
+            return self.logged_in(conn, false);
+        }
+        self.next_password += 1;
+        let token = PasswordToken(self.next_password);
+        if let Some(client) = self.clients.get_mut(&conn) {
+            client.login = Some(token);
+        }
+        self.logins.insert(token, conn);
+        self.outputs.push_back(Output::CheckPassword { token, hash, password: credentials.password });
+    }
+
+    pub(crate) fn password_checked(&mut self, token: PasswordToken, ok: bool) {
+        let Some(conn) = self.logins.remove(&token) else { return };
+        if self.clients.get(&conn).is_some_and(|client| client.login == Some(token)) {
+            self.logged_in(conn, ok);
+        }
+    }
+
+    fn logged_in(&mut self, conn: ConnId, ok: bool) {
+        let now = self.now.0;
+        let Some(client) = self.clients.get_mut(&conn) else { return };
+        client.login = None;
+        client.session.reply_authenticated(ok, now);
+        if !ok {
+            let text = format!("refused the log-in of user '{}' from {}", client.user, client.peer);
+            self.event(Severity::Warning, text);
+        }
+        self.touch(conn);
+    }
+
+    fn open_vhost(&mut self, conn: ConnId, vhost: &str) {
+        let now = self.now.0;
+        let user = self.clients.get(&conn).map(|client| client.user.clone()).unwrap_or_default();
+        let result = match self.metadata() {
+            Some(meta) if meta.vhost(vhost).is_none() => Err(format!("vhost '{vhost}' not found")),
+            Some(meta) if !meta.may_enter(&user, vhost) => {
+                Err(format!("access to vhost '{vhost}' refused for user '{user}'"))
+            }
+            Some(_) => Ok(()),
+            None => Err("this member is not part of a cluster yet".to_owned()),
+        };
+        let Some(client) = self.clients.get_mut(&conn) else { return };
+        client.vhost = vhost.to_owned();
+        client.session.reply_vhost(result.map_err(|text| Refusal::new(ReplyCode::NotAllowed, text)), now);
+        self.touch(conn);
+    }
+
+    /// Answers a call once what the channel settled before it is durable.
+    pub(crate) fn reply(&mut self, conn: ConnId, channel: ChannelId, reply: Reply) {
+        let Some(client) = self.clients.get_mut(&conn) else { return };
+        let Some(open) = client.channels.get(&channel) else { return };
+        let settles_below = open.settles.next();
+        if open.settles.ended_below(settles_below) {
+            return self.reply_now(conn, channel, reply);
+        }
+        client.delayed.push(Delayed { channel, settles_below, what: DelayedStep::Reply(reply) });
+    }
+
+    /// Keeps a call until what the channel settled before is durable. False if it may go on at once.
+    pub(crate) fn delay_call(&mut self, conn: ConnId, channel: ChannelId, call: &Call) -> bool {
+        let Some(client) = self.clients.get_mut(&conn) else { return false };
+        let Some(open) = client.channels.get(&channel) else { return false };
+        let settles_below = open.settles.next();
+        if open.settles.ended_below(settles_below) || client.resuming {
+            return false;
+        }
+        client.delayed.push(Delayed { channel, settles_below, what: DelayedStep::Call(call.clone()) });
+        true
+    }
+
+    pub(crate) fn reply_now(&mut self, conn: ConnId, channel: ChannelId, reply: Reply) {
+        let now = self.now.0;
+        if let Some(client) = self.clients.get_mut(&conn) {
+            client.session.reply(channel, reply, now);
+            self.touch(conn);
+        }
+    }
+
+    /// Lets go what waited for publishes and settlements of this connection.
+    pub(crate) fn check_barriers(&mut self, conn: ConnId) {
+        let Some(client) = self.clients.get_mut(&conn) else { return };
+        let mut ready = Vec::new();
+        let channels = &client.channels;
+        client.delayed.retain_mut(|delayed| {
+            let waits = channels
+                .get(&delayed.channel)
+                .is_some_and(|channel| !channel.settles.ended_below(delayed.settles_below));
+            if !waits {
+                let what = std::mem::replace(&mut delayed.what, DelayedStep::Reply(Reply::Done));
+                ready.push((delayed.channel, what));
+            }
+            waits
+        });
+        let quiet = |channel: &Channel| {
+            channel.publishes.ended_below(channel.publishes.next())
+                && channel.settles.ended_below(channel.settles.next())
+        };
+        let closed: Vec<ChannelId> = client
+            .channels
+            .iter()
+            .filter(|(_, channel)| channel.closing && quiet(channel))
+            .map(|(id, _)| *id)
+            .collect();
+        let all_quiet = client.closing && client.channels.values().all(quiet);
+        for (channel, what) in ready {
+            match what {
+                DelayedStep::Reply(reply) => self.reply_now(conn, channel, reply),
+                DelayedStep::Call(call) => self.resume_call(conn, channel, call),
+            }
+        }
+        for channel in closed {
+            self.end_channel(conn, channel);
+            self.reply_now(conn, channel, Reply::Done);
+        }
+        if all_quiet {
+            self.end_session(conn);
+            if let Some(client) = self.clients.get_mut(&conn) {
+                client.session.reply_connection_closed();
+                self.touch(conn);
+            }
+        }
+    }
+
+    fn resume_call(&mut self, conn: ConnId, channel: ChannelId, call: Call) {
+        self.set_resuming(conn, true);
+        self.call(conn, channel, call);
+        self.set_resuming(conn, false);
+    }
+
+    fn set_resuming(&mut self, conn: ConnId, resuming: bool) {
+        if let Some(client) = self.clients.get_mut(&conn) {
+            client.resuming = resuming;
+        }
+    }
+
+    /// A channel is gone: what it holds goes back to its queues.
+    fn end_channel(&mut self, conn: ConnId, channel: ChannelId) {
+        let Some(client) = self.clients.get_mut(&conn) else { return };
+        let reference = client.channel_ref(channel);
+        let Some(closed) = client.channels.remove(&channel) else { return };
+        for (number, consumer) in &closed.consumers {
+            let id = ConsumerId { channel: reference, number: *number };
+            self.forget_consumer(id, consumer);
+        }
+        for group in closed.groups {
+            self.tell(group, QueueCommand::ChannelClosed { channel: reference });
+        }
+    }
+
+    /// A session is over: its channels, and the exclusive queues that belong to it.
+    fn end_session(&mut self, conn: ConnId) {
+        let Some(client) = self.clients.get_mut(&conn) else { return };
+        if std::mem::replace(&mut client.ended, true) {
+            return;
+        }
+        client.held.clear();
+        client.delayed.clear();
+        let session = client.id;
+        let exclusive = client.has_exclusive_queues;
+        let channels: Vec<ChannelId> = client.channels.keys().copied().collect();
+        for channel in channels {
+            self.end_channel(conn, channel);
+        }
+        if exclusive {
+            self.ask_metadata(MetaCommand::SessionEnded { session }, crate::requests::Waiter::Nobody);
+        }
+    }
+
+    /// Closes one client from this side.
+    pub(crate) fn close_client(&mut self, conn: ConnId, text: &str) {
+        let now = self.now.0;
+        if let Some(client) = self.clients.get_mut(&conn) {
+            client.session.close(Refusal::new(ReplyCode::ConnectionForced, text), now);
+            self.touch(conn);
+        }
+    }
+
+    /// Closes all clients from this side.
+    pub(crate) fn close_clients(&mut self, text: &str) {
+        let conns: Vec<ConnId> = self.clients.keys().copied().collect();
+        for conn in conns {
+            self.close_client(conn, text);
+        }
+    }
+
+    /// Forgets what the clients have in the groups, since their run is over; they only have a close to hear.
+    pub(crate) fn clients_of_old_run(&mut self) {
+        for client in self.clients.values_mut() {
+            client.ended = true;
+            client.channels.clear();
+            client.held.clear();
+            client.delayed.clear();
+        }
+        self.consumers = Default::default();
+        self.metrics.consumers = 0;
+    }
+
+    /// Heartbeats and deadlines of the sessions; they are looked at ten times a second.
+    pub(crate) fn tick_clients(&mut self) {
+        let now = self.now.0;
+        for (conn, client) in &mut self.clients {
+            if client.session.poll_timeout().is_some_and(|due| due <= now) {
+                client.session.handle_timeout(now);
+                self.touched.insert(*conn);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn things_in_flight_end_in_any_order_and_a_barrier_waits_for_all_before_it() {
+        let mut flight = InFlight::default();
+        let (first, second, third) = (flight.begin(2), flight.begin(1), flight.begin(1));
+        let barrier = third;
+        assert!(flight.end_part(second));
+        assert!(!flight.end_part(first));
+        assert!(!flight.ended_below(barrier));
+        assert!(flight.end_part(first));
+        assert!(flight.ended_below(barrier));
+        assert!(!flight.ended_below(flight.next()));
+        assert!(!flight.end_part(first), "what has ended stays so");
+        assert!(flight.end_part(third));
+        assert!(flight.ended_below(flight.next()));
+    }
+}

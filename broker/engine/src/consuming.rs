@@ -1,0 +1,308 @@
+//! Deliveries to clients, and what they settle.
+
+use std::collections::BTreeMap;
+
+use holdfast_journal::EntryReader;
+use holdfast_queue::codec::Message;
+use holdfast_queue::ids::{ConsumerId, GroupId, QueueId};
+use holdfast_queue::queue::{Delivery, Outcome, QueueCommand, QueueEffect, Span};
+use holdfast_queue::time::{Duration, Instant};
+use holdfast_session::{ChannelId, Settle};
+use holdfast_wire::ShortStr;
+
+use crate::member::Member;
+use crate::peer_message::{HomeEffect, PeerMessage};
+use crate::publishing::group_of;
+use crate::requests::Tracked;
+use crate::seam::ConnId;
+
+/// Deliveries that a consumer without a small prefetch of its own may be ahead of its client's socket.
+const CREDIT_WINDOW: u64 = 1000;
+/// Bytes that the client's socket may lag behind before its consumers get no more credit.
+const BACKLOG_BYTES: u64 = 1 << 20;
+/// A question about missed deliveries is repeated after this.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
+
+/// One consumer of a channel.
+#[derive(Debug)]
+pub(crate) struct Consumer {
+    pub(crate) queue: QueueId,
+    pub(crate) group: GroupId,
+    /// The number of the last delivery that reached the session.
+    last: u64,
+    /// The highest number that the group says it has sent.
+    known_last: u64,
+    /// Deliveries up to this number are allowed; `u64::MAX` where the prefetch bounds them.
+    credit_to: u64,
+    /// When missed deliveries were last asked for.
+    asked: Option<Instant>,
+}
+
+impl Consumer {
+    pub(crate) fn new(queue: QueueId, group: GroupId, credit_to: u64) -> Self {
+        Self { queue, group, last: 0, known_last: 0, credit_to, asked: None }
+    }
+}
+
+/// The credit with which a consumer begins.
+pub(crate) fn initial_credit(prefetch: u16, no_ack: bool) -> u64 {
+    if no_ack || prefetch == 0 || u64::from(prefetch) > CREDIT_WINDOW { CREDIT_WINDOW } else { u64::MAX }
+}
+
+/// Local consumers, by what ends them.
+#[derive(Default)]
+pub(crate) struct ConsumerIndex {
+    by_queue: BTreeMap<QueueId, Vec<ConsumerId>>,
+    in_group: BTreeMap<GroupId, usize>,
+}
+
+impl<R: EntryReader> Member<R> {
+    pub(crate) fn add_consumer(&mut self, conn: ConnId, channel: ChannelId, number: u32, consumer: Consumer) {
+        let (queue, group) = (consumer.queue, consumer.group);
+        let Some(client) = self.clients.get_mut(&conn) else { return };
+        let id = client.consumer_id(channel, number);
+        let Some(open) = client.channels.get_mut(&channel) else { return };
+        open.consumers.insert(number, consumer);
+        open.groups.insert(group);
+        self.consumers.by_queue.entry(queue).or_default().push(id);
+        *self.consumers.in_group.entry(group).or_default() += 1;
+        self.metrics.consumers += 1;
+    }
+
+    /// Takes a consumer out of its channel.
+    pub(crate) fn remove_consumer(&mut self, conn: ConnId, channel: ChannelId, number: u32) {
+        let Some(client) = self.clients.get_mut(&conn) else { return };
+        let id = client.consumer_id(channel, number);
+        let removed = client.channels.get_mut(&channel).and_then(|open| open.consumers.remove(&number));
+        if let Some(consumer) = removed {
+            self.forget_consumer(id, &consumer);
+        }
+    }
+
+    /// Takes a consumer that is no more out of the indexes.
+    pub(crate) fn forget_consumer(&mut self, id: ConsumerId, consumer: &Consumer) {
+        if let Some(ids) = self.consumers.by_queue.get_mut(&consumer.queue) {
+            ids.retain(|other| *other != id);
+            if ids.is_empty() {
+                self.consumers.by_queue.remove(&consumer.queue);
+            }
+        }
+        if let Some(count) = self.consumers.in_group.get_mut(&consumer.group) {
+            *count -= 1;
+            if *count == 0 {
+                self.consumers.in_group.remove(&consumer.group);
+            }
+        }
+        self.metrics.consumers = self.metrics.consumers.saturating_sub(1);
+    }
+
+    /// True when sessions here consume from the group.
+    pub(crate) fn consumes_from(&self, group: GroupId) -> bool {
+        self.consumers.in_group.contains_key(&group)
+    }
+
+    /// Queues that sessions here consume from.
+    pub(crate) fn consumed_queues(&self) -> Vec<QueueId> {
+        self.consumers.by_queue.keys().copied().collect()
+    }
+
+    /// The queue is gone: its consumers here are told.
+    pub(crate) fn cancel_consumers_of(&mut self, queue: QueueId) {
+        for id in self.consumers.by_queue.get(&queue).cloned().unwrap_or_default() {
+            self.consumer_cancelled(id);
+        }
+    }
+
+    /// A consumer ended by the broker's doing.
+    pub(crate) fn consumer_cancelled(&mut self, id: ConsumerId) {
+        let (conn, channel) = place_of(&id);
+        let known = self.consumer_mut(&id).is_some();
+        if known {
+            self.remove_consumer(conn, channel, id.number);
+            if let Some(client) = self.clients.get_mut(&conn) {
+                client.session.cancel_consumer(channel, id.number);
+                self.touch(conn);
+            }
+        }
+    }
+
+    fn consumer_mut(&mut self, id: &ConsumerId) -> Option<&mut Consumer> {
+        if id.boot() != self.boot {
+            return None;
+        }
+        let (conn, channel) = place_of(id);
+        self.clients.get_mut(&conn)?.channels.get_mut(&channel)?.consumers.get_mut(&id.number)
+    }
+
+    /// A message for a consumer here. Those that were seen before are dropped; after a gap the missing ones are asked for.
+    pub(crate) fn deliver(&mut self, group: GroupId, delivery: Delivery, content: Message) {
+        let Some(consumer) = self.consumer_mut(&delivery.consumer) else { return };
+        consumer.known_last = consumer.known_last.max(delivery.number);
+        if delivery.number <= consumer.last {
+            return;
+        }
+        if delivery.number != consumer.last + 1 {
+            return self.ask_missed(group, delivery.queue, delivery.consumer);
+        }
+        self.hand_over(delivery, content);
+    }
+
+    /// Gives a delivery to its session.
+    fn hand_over(&mut self, delivery: Delivery, content: Message) {
+        let Some(consumer) = self.consumer_mut(&delivery.consumer) else { return };
+        consumer.last = delivery.number;
+        let wants_credit = consumer.credit_to != u64::MAX && consumer.last + CREDIT_WINDOW / 2 >= consumer.credit_to;
+        let (conn, channel) = place_of(&delivery.consumer);
+        let Some(client) = self.clients.get_mut(&conn) else { return };
+        client.session.deliver(channel, delivery.consumer.number, session_delivery(&delivery, content));
+        self.metrics.delivered += 1;
+        self.touched.insert(conn);
+        if wants_credit {
+            client.wants_credit = true;
+            self.raise_credits(conn);
+        }
+    }
+
+    /// Lets the consumers of a client go on whose credit is used up, while its socket keeps up.
+    pub(crate) fn raise_credits(&mut self, conn: ConnId) {
+        let Some(client) = self.clients.get_mut(&conn) else { return };
+        if !client.wants_credit || client.backlog() >= BACKLOG_BYTES {
+            return;
+        }
+        client.wants_credit = false;
+        let session = client.id;
+        let mut credits = Vec::new();
+        for (channel, open) in &mut client.channels {
+            for (number, consumer) in &mut open.consumers {
+                if consumer.credit_to != u64::MAX && consumer.last + CREDIT_WINDOW / 2 >= consumer.credit_to {
+                    consumer.credit_to = consumer.last + CREDIT_WINDOW;
+                    let channel = holdfast_queue::ids::ChannelRef {
+                        session,
+                        channel: channel.number,
+                        generation: channel.generation,
+                    };
+                    let id = ConsumerId { channel, number: *number };
+                    credits.push((consumer.group, consumer.queue, id, consumer.credit_to));
+                }
+            }
+        }
+        for (group, queue, consumer, up_to) in credits {
+            self.tell(group, QueueCommand::Credit { queue, consumer, up_to });
+        }
+    }
+
+    /// The leader says how far a consumer's deliveries went.
+    pub(crate) fn consumer_at(&mut self, group: GroupId, id: ConsumerId, queue: QueueId, last: u64) {
+        let Some(consumer) = self.consumer_mut(&id) else { return };
+        consumer.known_last = consumer.known_last.max(last);
+        consumer.asked = None;
+        if consumer.last < last {
+            self.ask_missed(group, queue, id);
+        }
+    }
+
+    fn ask_missed(&mut self, group: GroupId, queue: QueueId, id: ConsumerId) {
+        let now = self.now;
+        let Some(consumer) = self.consumer_mut(&id) else { return };
+        if consumer.asked.is_some_and(|at| now.since(at) < ASK_AGAIN) {
+            return;
+        }
+        consumer.asked = Some(now);
+        let after = consumer.last;
+        let leader = self.streams.get(&group).and_then(|stream| stream.leader());
+        if let Some((leader, _)) = leader {
+            self.send_or_take(leader, PeerMessage::DeliveriesAfter { group, queue, consumer: id, after });
+        }
+    }
+
+    /// The deliveries that were asked for, complete up to `through`.
+    pub(crate) fn outstanding(
+        &mut self,
+        group: GroupId,
+        queue: QueueId,
+        id: ConsumerId,
+        through: u64,
+        deliveries: Vec<HomeEffect>,
+    ) {
+        for effect in deliveries {
+            if let (QueueEffect::Deliver { delivery }, Some(content)) = (effect.effect, effect.content)
+                && delivery.consumer == id
+                && self.consumer_mut(&id).is_some_and(|consumer| delivery.number > consumer.last)
+            {
+                self.hand_over(delivery, content);
+            }
+        }
+        let Some(consumer) = self.consumer_mut(&id) else { return };
+        consumer.last = consumer.last.max(through);
+        consumer.asked = None;
+        if consumer.last < consumer.known_last {
+            self.ask_missed(group, queue, id);
+        }
+    }
+
+    /// Deliveries are acknowledged or given back.
+    pub(crate) fn settle(&mut self, conn: ConnId, settle: Settle) {
+        let queue = QueueId(settle.queue);
+        let Some(group) = self.metadata().and_then(|meta| group_of(meta, queue)) else { return };
+        let Some(client) = self.clients.get_mut(&conn) else { return };
+        let consumer = client.consumer_id(settle.channel, settle.consumer);
+        let outcome = match settle.outcome {
+            holdfast_session::Outcome::Ack => Outcome::Ack,
+            holdfast_session::Outcome::Requeue => Outcome::Requeue,
+            holdfast_session::Outcome::Reject => Outcome::Reject,
+        };
+        if outcome == Outcome::Ack {
+            self.metrics.acknowledged += settle.last.saturating_sub(settle.first) + 1;
+        }
+        let span = Span { first: settle.first, last: settle.last };
+        let merged = self
+            .streams
+            .get_mut(&group)
+            .is_some_and(|stream| stream.merge(|command| join_settles(command, queue, consumer, outcome, span)));
+        if merged {
+            return;
+        }
+        let Some(open) = client.channels.get_mut(&settle.channel) else { return };
+        let number = open.settles.begin(1);
+        let command = QueueCommand::Settle { queue, consumer, spans: vec![span], outcome };
+        self.track(group, command, 64, Tracked::Settle { conn, channel: settle.channel, number });
+    }
+}
+
+/// Adds a span to a settle command that has not left yet, if it is of the same kind.
+fn join_settles(
+    command: &mut QueueCommand,
+    queue: QueueId,
+    consumer: ConsumerId,
+    outcome: Outcome,
+    span: Span,
+) -> bool {
+    let QueueCommand::Settle { queue: in_queue, consumer: of, spans, outcome: so } = command else { return false };
+    if *in_queue != queue || *of != consumer || *so != outcome || spans.len() >= 1024 {
+        return false;
+    }
+    match spans.last_mut() {
+        Some(last) if last.last + 1 == span.first => last.last = span.last,
+        _ => spans.push(span),
+    }
+    true
+}
+
+/// Where a consumer of this run lives.
+pub(crate) fn place_of(id: &ConsumerId) -> (ConnId, ChannelId) {
+    let channel = ChannelId { number: id.channel.channel, generation: id.channel.generation };
+    (ConnId(id.channel.session.conn), channel)
+}
+
+/// A delivery as the session takes it.
+pub(crate) fn session_delivery(delivery: &Delivery, content: Message) -> holdfast_session::Delivery {
+    holdfast_session::Delivery {
+        queue: delivery.queue.0,
+        number: delivery.number,
+        redelivered: delivery.redelivered(),
+        exchange: ShortStr::new(content.exchange).unwrap_or_default(),
+        routing_key: ShortStr::new(content.routing_key).unwrap_or_default(),
+        properties: content.properties,
+        body: content.body,
+    }
+}

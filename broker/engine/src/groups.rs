@@ -1,0 +1,389 @@
+//! The leader's side of groups: proposals out of what homes send, and effects back to the homes.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use holdfast_journal::EntryReader;
+use holdfast_queue::codec::{Batch, EntryBuilder, Message, message_at};
+use holdfast_queue::ids::{BootId, ConsumerId, GroupId, MemberId, MessageRef, QueueId};
+use holdfast_queue::meta::MetaCommand;
+use holdfast_queue::queue::{QueueCommand, QueueEffect, QueueReply};
+use holdfast_queue::{AnyEffect, AnyMachine};
+use holdfast_replica::{HostOutput, ProposeError};
+
+use crate::member::Member;
+use crate::peer_message::{HomeEffect, PeerMessage};
+use crate::seam::Severity;
+use crate::stream::MAX_BATCH_BYTES;
+
+/// Deliveries that one answer to [`PeerMessage::DeliveriesAfter`] holds at most.
+const OUTSTANDING_LIMIT: usize = 256;
+
+/// A group that this member leads.
+pub(crate) struct Leading {
+    pub(crate) term: u64,
+    /// What this round's entry will hold.
+    entry: EntryBuilder,
+    /// Finished payloads that the host could not take yet.
+    refused: std::collections::VecDeque<Bytes>,
+}
+
+/// Groups led here, and who leads the others as far as their leaders said.
+#[derive(Default)]
+pub(crate) struct Leaderships {
+    pub(crate) led: BTreeMap<GroupId, Leading>,
+    pub(crate) announced: BTreeMap<GroupId, (MemberId, u64)>,
+    dirty: Vec<GroupId>,
+    /// Announcements of this round.
+    news: Vec<(GroupId, u64)>,
+    /// The payload that deliveries were last read from, since those of one entry come in a row.
+    last_payload: Option<(GroupId, u64, Bytes)>,
+}
+
+impl<R: EntryReader> Member<R> {
+    /// Takes a batch from a home of this group into the round's entry.
+    pub(crate) fn take_commands(&mut self, group: GroupId, from: MemberId, batch: &Bytes) {
+        if self.transient_group() == group {
+            return self.transient_encoded(batch);
+        }
+        let Some(leading) = self.leaderships.led.get_mut(&group) else {
+            let leader = self.leaderships.announced.get(&group).map(|(leader, _)| *leader);
+            return self.send(from, PeerMessage::NotLeading { group, leader });
+        };
+        let pushed = if group == GroupId::META {
+            leading.entry.push_encoded::<MetaCommand>(batch)
+        } else {
+            leading.entry.push_encoded::<QueueCommand>(batch)
+        };
+        if let Err(error) = pushed {
+            return self
+                .event(Severity::Error, format!("member {from} sent a malformed batch for group {group}: {error}"));
+        }
+        self.leaderships.dirty.push(group);
+        self.bound_entry(group);
+    }
+
+    /// Takes a batch of this member's own sessions.
+    pub(crate) fn take_own_commands(&mut self, group: GroupId, batch: &Batch<QueueCommand>) {
+        if self.transient_group() == group {
+            return self.transient_batch(batch);
+        }
+        if let Some(leading) = self.leaderships.led.get_mut(&group) {
+            leading.entry.push(batch);
+            self.leaderships.dirty.push(group);
+            self.bound_entry(group);
+        }
+    }
+
+    /// Takes a batch of this member's own requests to the metadata.
+    pub(crate) fn take_own_meta_commands(&mut self, batch: &Batch<MetaCommand>) {
+        if let Some(leading) = self.leaderships.led.get_mut(&GroupId::META) {
+            leading.entry.push(batch);
+            self.leaderships.dirty.push(GroupId::META);
+        }
+    }
+
+    /// Proposes commands of the leader itself: idempotent and not numbered.
+    fn propose_own(&mut self, group: GroupId, commands: Vec<QueueCommand>) {
+        if !commands.is_empty() {
+            self.take_own_commands(group, &Batch { origin: None, commands });
+        }
+    }
+
+    fn bound_entry(&mut self, group: GroupId) {
+        if self.leaderships.led.get(&group).is_some_and(|leading| leading.entry.len() >= MAX_BATCH_BYTES) {
+            self.propose_entry(group);
+        }
+    }
+
+    /// Proposes what was collected in this round.
+    pub(crate) fn propose_entries(&mut self) -> bool {
+        let mut dirty = std::mem::take(&mut self.leaderships.dirty);
+        dirty.sort_unstable();
+        dirty.dedup();
+        let any = !dirty.is_empty();
+        for group in dirty {
+            self.propose_entry(group);
+        }
+        any
+    }
+
+    fn propose_entry(&mut self, group: GroupId) {
+        let time_ms = self.wall_ms;
+        let Some(leading) = self.leaderships.led.get_mut(&group) else { return };
+        if !leading.entry.is_empty() {
+            let entry = std::mem::take(&mut leading.entry);
+            leading.refused.push_back(entry.finish(time_ms));
+        }
+        self.propose_refused(group);
+    }
+
+    /// Proposes finished payloads in order, until the host takes no more.
+    fn propose_refused(&mut self, group: GroupId) {
+        let Some(host) = self.host.as_mut() else { return };
+        let Some(leading) = self.leaderships.led.get_mut(&group) else { return };
+        while let Some(payload) = leading.refused.pop_front() {
+            match host.propose(group, payload.clone()) {
+                Ok(_) => self.metrics.proposals += 1,
+                Err(ProposeError::Busy) => {
+                    leading.refused.push_front(payload);
+                    return;
+                }
+                Err(_) => {
+                    // No leader any more: homes send again to the next one.
+                    leading.refused.clear();
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Tries again what a host could not take.
+    pub(crate) fn retry_proposals(&mut self) {
+        let waiting = self.leaderships.led.iter().filter(|(_, leading)| !leading.refused.is_empty());
+        let groups: Vec<_> = waiting.map(|(group, _)| *group).collect();
+        for group in groups {
+            self.propose_refused(group);
+        }
+    }
+
+    /// Carries out what the replicas want; true if there was anything.
+    pub(crate) fn drain_host(&mut self) -> bool {
+        let mut any = false;
+        while let Some(output) = self.host.as_mut().and_then(|host| host.poll()) {
+            any = true;
+            match output {
+                HostOutput::Send { to, envelope } => self.send(to, PeerMessage::Envelope(envelope.encode())),
+                HostOutput::Write(batch) => self.write(batch),
+                HostOutput::Applied { group, index, leading, effects, .. } => {
+                    self.applied(group, index, leading, effects);
+                }
+                HostOutput::LeaderChanged { group, term, me_leading, .. } => {
+                    self.leader_changed(group, term, me_leading);
+                }
+                HostOutput::SnapshotInstalled { group, .. } => {
+                    if group == GroupId::META {
+                        self.compare_with_metadata();
+                    }
+                }
+                HostOutput::MembershipChanged { group, voters, learners, .. } => {
+                    self.membership_changed(group, voters, learners);
+                }
+                HostOutput::OtherIncarnation { group, from, theirs } => self.event(
+                    Severity::Warning,
+                    format!("member {from} has another incarnation ({}) of group {group}", theirs.counter),
+                ),
+                HostOutput::Quarantined { group, why } => {
+                    self.leaderships.led.remove(&group);
+                    self.event(Severity::Error, format!("the replica of group {group} is quarantined: {why}"));
+                }
+            }
+        }
+        any
+    }
+
+    fn applied(&mut self, group: GroupId, index: u64, leading: bool, effects: Vec<AnyEffect>) {
+        if group == GroupId::META {
+            return self.metadata_applied(index, leading, effects);
+        }
+        if !leading || !self.leaderships.led.contains_key(&group) {
+            return;
+        }
+        for effect in effects {
+            if let AnyEffect::Queue(effect) = effect {
+                self.route_effect(group, effect);
+            }
+        }
+    }
+
+    /// Lets an effect out to its home, or acts upon it.
+    pub(crate) fn route_effect(&mut self, group: GroupId, effect: QueueEffect) {
+        let Some(boot) = effect.home() else {
+            if let QueueEffect::QueueDeleted { queue } = effect {
+                self.forget_deleted_queue(queue);
+            }
+            return;
+        };
+        let home = if boot == self.boot { None } else { self.peers.member_of(boot) };
+        if boot != self.boot && home.is_none() {
+            return; // It asks for what it lacks when it is back.
+        }
+        let Some(effect) = self.with_content(group, effect) else { return };
+        match home {
+            None => self.home_effect(group, effect),
+            Some(member) => self.send(member, PeerMessage::QueueEffect { group, effect }),
+        }
+    }
+
+    /// Reads the message of an effect that brings one. None when it cannot be read: the group is of no use here.
+    fn with_content(&mut self, group: GroupId, effect: QueueEffect) -> Option<HomeEffect> {
+        let delivery = match &effect {
+            QueueEffect::Deliver { delivery } => delivery,
+            QueueEffect::Reply { reply: QueueReply::Got { delivery, .. }, .. } => delivery,
+            _ => return Some(HomeEffect { effect, content: None }),
+        };
+        let content = self.content(group, delivery.message)?;
+        Some(HomeEffect { effect, content: Some(content) })
+    }
+
+    fn content(&mut self, group: GroupId, at: MessageRef) -> Option<Message> {
+        let cached = self.leaderships.last_payload.as_ref();
+        if cached.is_none_or(|(in_group, index, _)| *in_group != group || *index != at.index) {
+            let payload = if group == self.transient_group() {
+                self.transient_payload(at.index).ok_or_else(|| "it is gone".to_owned())
+            } else {
+                let host = self.host.as_mut()?;
+                host.payload(group, at.index).map_err(|error| error.to_string())
+            };
+            match payload {
+                Ok(payload) => self.leaderships.last_payload = Some((group, at.index, payload)),
+                Err(error) => {
+                    self.event(
+                        Severity::Error,
+                        format!("message {} of group {group} cannot be read: {error}", at.index),
+                    );
+                    return None;
+                }
+            }
+        }
+        let (_, _, payload) = self.leaderships.last_payload.as_ref()?;
+        match message_at(payload, at.sub) {
+            Ok(message) => Some(message),
+            Err(error) => {
+                self.event(Severity::Error, format!("message {} of group {group} is damaged: {error}", at.index));
+                None
+            }
+        }
+    }
+
+    fn leader_changed(&mut self, group: GroupId, term: u64, me_leading: bool) {
+        if !me_leading {
+            self.leaderships.led.remove(&group);
+            return;
+        }
+        let leading = Leading { term, entry: EntryBuilder::new(), refused: Default::default() };
+        self.leaderships.led.insert(group, leading);
+        self.record_failover(group);
+        if group == GroupId::META {
+            self.began_to_lead_metadata(term);
+        } else {
+            self.adopt_queues(group);
+        }
+        self.leaderships.news.push((group, term));
+        let me = self.me();
+        self.group_led_by(group, me, term);
+    }
+
+    /// What a new leader owes before it takes anything in: the queues that the metadata places in the group exist, and
+    /// runs that have ended leave nothing behind.
+    pub(crate) fn adopt_queues(&mut self, group: GroupId) {
+        let mut commands = self.queues_to_create(group);
+        let Some(machine) = self.queue_machine(group) else { return };
+        let ended: Vec<BootId> = machine.boots().into_iter().filter(|boot| self.boot_has_ended(*boot)).collect();
+        let deleted = machine.state_enter().into_iter().filter_map(|effect| match effect {
+            QueueEffect::QueueDeleted { queue } => Some(queue),
+            _ => None,
+        });
+        let deleted: Vec<QueueId> = deleted.collect();
+        commands.extend(ended.into_iter().map(|boot| QueueCommand::BootEnded { boot }));
+        self.propose_own(group, commands);
+        for queue in deleted {
+            self.forget_deleted_queue(queue);
+        }
+    }
+
+    /// Queues were added to a group that is led here.
+    pub(crate) fn create_missing_queues(&mut self, group: GroupId) {
+        let commands = self.queues_to_create(group);
+        self.propose_own(group, commands);
+    }
+
+    /// A run has ended: every group led here that knows it is told.
+    pub(crate) fn propose_boot_ended(&mut self, boot: BootId) {
+        let groups: Vec<GroupId> = self.leaderships.led.keys().copied().collect();
+        for group in groups {
+            if self.queue_machine(group).is_some_and(|machine| machine.boots().contains(&boot)) {
+                self.propose_own(group, vec![QueueCommand::BootEnded { boot }]);
+            }
+        }
+        self.transient_boot_ended(boot);
+    }
+
+    /// A home asks for all that it is owed by a group.
+    pub(crate) fn attach(&mut self, group: GroupId, boot: BootId, from: MemberId) {
+        if group == self.transient_group() {
+            self.owe(group, boot);
+            return self.send_or_take(from, PeerMessage::Attached { group, term: 0 });
+        }
+        let Some(term) = self.leaderships.led.get(&group).map(|leading| leading.term) else {
+            let leader = self.leaderships.announced.get(&group).map(|(leader, _)| *leader);
+            return self.send_or_take(from, PeerMessage::NotLeading { group, leader });
+        };
+        let now = self.now;
+        if !self.host.as_ref().is_some_and(|host| host.may_emit(group, now)) {
+            return; // The home asks again, and by then the majority has answered or there is another leader.
+        }
+        if group == GroupId::META {
+            self.owe_metadata(boot);
+        } else {
+            self.owe(group, boot);
+        }
+        self.send_or_take(from, PeerMessage::Attached { group, term });
+    }
+
+    fn owe(&mut self, group: GroupId, boot: BootId) {
+        let owed = self.queue_machine(group).map(|machine| machine.state_enter()).unwrap_or_default();
+        for effect in owed.into_iter().filter(|effect| effect.home() == Some(boot)) {
+            self.route_effect(group, effect);
+        }
+    }
+
+    /// A home asks for deliveries that it may have missed.
+    pub(crate) fn send_outstanding(
+        &mut self,
+        group: GroupId,
+        queue: QueueId,
+        consumer: ConsumerId,
+        after: u64,
+        from: MemberId,
+    ) {
+        let serves = group == self.transient_group() || self.leaderships.led.contains_key(&group);
+        let Some(machine) = self.queue_machine(group).filter(|_| serves) else { return };
+        let Some(outstanding) = machine.deliveries_after(queue, consumer, after, OUTSTANDING_LIMIT) else { return };
+        let mut deliveries = Vec::with_capacity(outstanding.deliveries.len());
+        for delivery in outstanding.deliveries {
+            let Some(effect) = self.with_content(group, QueueEffect::Deliver { delivery }) else { return };
+            deliveries.push(effect);
+        }
+        let through = outstanding.through;
+        self.send_or_take(from, PeerMessage::Outstanding { group, queue, consumer, through, deliveries });
+    }
+
+    /// Tells everybody which groups this member has come to lead.
+    pub(crate) fn announce(&mut self) {
+        let news = std::mem::take(&mut self.leaderships.news);
+        if news.is_empty() {
+            return;
+        }
+        let members: Vec<MemberId> = self.peers.iter().map(|(member, _)| member).collect();
+        for member in members {
+            self.send(member, PeerMessage::Leading { groups: news.clone() });
+        }
+    }
+
+    /// Tells one member, which has just been linked, all that is led here.
+    pub(crate) fn announce_all_to(&mut self, member: MemberId) {
+        let groups: Vec<_> = self.leaderships.led.iter().map(|(group, leading)| (*group, leading.term)).collect();
+        if !groups.is_empty() {
+            self.send(member, PeerMessage::Leading { groups });
+        }
+    }
+
+    /// The machine of a queue group that has a replica here, or of the transient queues.
+    pub(crate) fn queue_machine(&self, group: GroupId) -> Option<&holdfast_queue::queue::QueueMachine> {
+        if group == self.transient_group() {
+            return Some(self.transient.machine());
+        }
+        self.host.as_ref()?.machine(group).and_then(AnyMachine::queue)
+    }
+}

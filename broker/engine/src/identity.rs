@@ -1,0 +1,174 @@
+//! Who a member is: what it must know before it may act, kept in its data directory.
+//!
+//! A member's identity is a UUID on its disk, not its name: a blank disk is a new member (design §3.1). It is written
+//! before it is acted upon, as an identity record of the journal.
+
+use holdfast_queue::ids::MemberId;
+
+/// The UUID of a data directory.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MemberUuid(pub u128);
+
+impl std::fmt::Display for MemberUuid {
+    /// The usual form with hyphens.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let v = self.0;
+        write!(
+            f,
+            "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
+            (v >> 96) as u32,
+            (v >> 80) as u16,
+            (v >> 64) as u16,
+            (v >> 48) as u16,
+            v & 0xffff_ffff_ffff
+        )
+    }
+}
+
+impl std::fmt::Debug for MemberUuid {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, f)
+    }
+}
+
+/// Membership of a cluster, absent on a blank member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Membership {
+    pub cluster_id: String,
+    /// Raised by a forced recovery; a member with a lower one refuses to take part.
+    pub cluster_epoch: u64,
+    /// This member's Raft id, never used again for another disk.
+    pub member: MemberId,
+    /// Addresses of other members, so that a restarted member finds them before it has read group 0.
+    pub peers: Vec<String>,
+}
+
+/// What is persisted about a member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    pub uuid: MemberUuid,
+    pub membership: Option<Membership>,
+    /// The highest `X-Holdfast-Token` seen; lower ones are refused.
+    pub admin_token: u64,
+}
+
+/// A persisted identity that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the identity record of the data directory cannot be read: {0}")]
+pub struct IdentityError(pub &'static str);
+
+const VERSION: u8 = 1;
+
+impl Identity {
+    /// The identity of a data directory that belongs to no cluster yet.
+    pub fn blank(uuid: MemberUuid) -> Self {
+        Self { uuid, membership: None, admin_token: 0 }
+    }
+
+    /// The record's bytes: a version, then the fields, big-endian, strings with a 16-bit length.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = vec![VERSION];
+        out.extend_from_slice(&self.uuid.0.to_be_bytes());
+        out.extend_from_slice(&self.admin_token.to_be_bytes());
+        match &self.membership {
+            None => out.push(0),
+            Some(m) => {
+                out.push(1);
+                put_str(&mut out, &m.cluster_id);
+                out.extend_from_slice(&m.cluster_epoch.to_be_bytes());
+                out.extend_from_slice(&m.member.0.to_be_bytes());
+                out.extend_from_slice(&(m.peers.len() as u16).to_be_bytes());
+                for peer in &m.peers {
+                    put_str(&mut out, peer);
+                }
+            }
+        }
+        out
+    }
+
+    /// Reads a record back; anything that [`Identity::encode`] does not write is an error.
+    pub fn decode(bytes: &[u8]) -> Result<Self, IdentityError> {
+        let mut r = Reader(bytes);
+        if r.take(1)?[0] != VERSION {
+            return Err(IdentityError("unknown version"));
+        }
+        let uuid = MemberUuid(u128::from_be_bytes(r.take(16)?.try_into().expect("16 bytes")));
+        let admin_token = r.u64()?;
+        let membership = match r.take(1)?[0] {
+            0 => None,
+            1 => {
+                let cluster_id = r.string()?;
+                let cluster_epoch = r.u64()?;
+                let member = MemberId(r.u64()?);
+                let count = r.u16()?;
+                let peers = (0..count).map(|_| r.string()).collect::<Result<_, _>>()?;
+                Some(Membership { cluster_id, cluster_epoch, member, peers })
+            }
+            _ => return Err(IdentityError("unknown kind of membership")),
+        };
+        if !r.0.is_empty() {
+            return Err(IdentityError("trailing bytes"));
+        }
+        Ok(Self { uuid, membership, admin_token })
+    }
+}
+
+fn put_str(out: &mut Vec<u8>, text: &str) {
+    out.extend_from_slice(&(text.len() as u16).to_be_bytes());
+    out.extend_from_slice(text.as_bytes());
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, n: usize) -> Result<&'a [u8], IdentityError> {
+        let (head, tail) = self.0.split_at_checked(n).ok_or(IdentityError("cut short"))?;
+        self.0 = tail;
+        Ok(head)
+    }
+
+    fn u16(&mut self) -> Result<u16, IdentityError> {
+        Ok(u16::from_be_bytes(self.take(2)?.try_into().expect("2 bytes")))
+    }
+
+    fn u64(&mut self) -> Result<u64, IdentityError> {
+        Ok(u64::from_be_bytes(self.take(8)?.try_into().expect("8 bytes")))
+    }
+
+    fn string(&mut self) -> Result<String, IdentityError> {
+        let len = self.u16()? as usize;
+        String::from_utf8(self.take(len)?.to_vec()).map_err(|_| IdentityError("text is not UTF-8"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_identity_survives_its_record_and_a_cut_record_is_refused() {
+        let identity = Identity {
+            uuid: MemberUuid(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef),
+            membership: Some(Membership {
+                cluster_id: "c1".into(),
+                cluster_epoch: 3,
+                member: MemberId(7),
+                peers: vec!["a:1".into(), "b:2".into()],
+            }),
+            admin_token: 9,
+        };
+        let bytes = identity.encode();
+        assert_eq!(Identity::decode(&bytes), Ok(identity));
+        for cut in 0..bytes.len() {
+            assert!(Identity::decode(&bytes[..cut]).is_err());
+        }
+    }
+
+    #[test]
+    fn a_uuid_reads_as_people_write_it() {
+        assert_eq!(
+            MemberUuid(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef).to_string(),
+            "01234567-89ab-cdef-0123-456789abcdef"
+        );
+    }
+}

@@ -1,0 +1,239 @@
+//! Frames from other members: the hello, heartbeats, and who gets what else they say.
+
+use bytes::Bytes;
+use holdfast_journal::EntryReader;
+use holdfast_queue::ids::MemberId;
+use holdfast_replica::Envelope;
+
+use crate::member::Member;
+use crate::peer_message::{Frame, Heartbeat, Hello, PROTOCOL_VERSION, PeerMessage};
+use crate::peers::PeerChange;
+use crate::seam::{LinkId, LinkOrigin, Output, Severity};
+
+impl<R: EntryReader> Member<R> {
+    /// What this member says of itself.
+    fn own_hello(&self) -> Hello {
+        let membership = self.identity.membership.as_ref();
+        Hello {
+            protocol: PROTOCOL_VERSION,
+            cluster_id: membership.map(|membership| membership.cluster_id.clone()),
+            cluster_epoch: membership.map_or(0, |membership| membership.cluster_epoch),
+            uuid: self.identity.uuid.0,
+            member: membership.map(|membership| membership.member),
+            boot: self.boot,
+            name: self.config.name.clone(),
+            zone: self.config.zone.clone(),
+            address: self.config.advertise_peer.clone(),
+        }
+    }
+
+    /// Sends a message on one link at once, whoever is behind it.
+    pub(crate) fn send_on(&mut self, link: LinkId, message: &PeerMessage) {
+        let bytes = holdfast_queue::codec::Codec::to_bytes(message);
+        self.outputs.push_back(Output::LinkSend { link, bytes });
+    }
+
+    /// Sends a message to a member with this round's frame.
+    pub(crate) fn send(&mut self, to: MemberId, message: PeerMessage) {
+        self.peers.send(to, &message, &mut self.outputs);
+    }
+
+    /// Sends a message to a member, which may be this one.
+    pub(crate) fn send_or_take(&mut self, to: MemberId, message: PeerMessage) {
+        if to == self.me() { self.peer_message(to, message) } else { self.send(to, message) }
+    }
+
+    pub(crate) fn link_up(&mut self, link: LinkId, origin: LinkOrigin) {
+        self.peers.link_up(link, origin);
+        let hello = PeerMessage::Hello(self.own_hello());
+        self.send_on(link, &hello);
+    }
+
+    /// Says hello again on all links, since who this member is has changed.
+    pub(crate) fn greet_again(&mut self) {
+        let hello = PeerMessage::Hello(self.own_hello());
+        let links: Vec<LinkId> = self.peers.all_links().collect();
+        for link in links {
+            self.send_on(link, &hello);
+        }
+    }
+
+    pub(crate) fn link_down(&mut self, link: LinkId) {
+        if let Some(member) = self.peers.link_down(link, self.now) {
+            self.detach_from(member);
+        }
+    }
+
+    /// Takes a whole frame in. Before the hello nothing else counts.
+    pub(crate) fn link_frame(&mut self, link: LinkId, bytes: Bytes) {
+        for message in Frame::new(bytes) {
+            let message = match message {
+                Ok(message) => message,
+                Err(error) => return self.close_link(link, format!("it sent a malformed frame: {error}")),
+            };
+            let Some(known) = self.peers.link(link) else { return };
+            let from = known.hello.as_ref().map(|hello| hello.member);
+            match (message, from) {
+                (PeerMessage::Hello(hello), _) => self.hello(link, hello),
+                (PeerMessage::Refused { reason }, _) => {
+                    self.event(Severity::Warning, format!("another member refuses this one: {reason}"));
+                }
+                (PeerMessage::Invite(invite), Some(_)) => self.invited(link, invite),
+                (message, Some(Some(member))) => self.peer_message(member, message),
+                (_, Some(None)) => {} // A blank member has nothing else to say.
+                (_, None) => return self.close_link(link, "it spoke before it said hello".into()),
+            }
+        }
+    }
+
+    fn close_link(&mut self, link: LinkId, reason: String) {
+        let with = match self.peers.link(link).map(|link| &link.origin) {
+            Some(LinkOrigin::Dialled { address }) => format!("to {address}"),
+            Some(LinkOrigin::Accepted { from }) => format!("from {from}"),
+            None => return,
+        };
+        self.event(Severity::Warning, format!("closing the peer link {with}: {reason}"));
+        self.outputs.push_back(Output::LinkClose { link, reason });
+        self.link_down(link);
+    }
+
+    fn hello(&mut self, link: LinkId, hello: Hello) {
+        if let Some(reason) = self.refusal(&hello) {
+            self.send_on(link, &PeerMessage::Refused { reason: reason.clone() });
+            return self.close_link(link, reason);
+        }
+        let member = hello.member;
+        let first = self.peers.link(link).is_some_and(|known| known.hello.is_none());
+        if let Some(change) = self.peers.hello(link, hello, self.now) {
+            self.peer_changed(change);
+        }
+        if let Some(member) = member
+            && first
+        {
+            // The boots and groups of both sides may be news, and what the last link carried may be lost.
+            self.announce_all_to(member);
+            self.detach_from(member);
+        }
+        self.greeted(link);
+    }
+
+    /// Why this member has nothing to do with another one, if so (design §3.1).
+    fn refusal(&self, hello: &Hello) -> Option<String> {
+        if hello.protocol != PROTOCOL_VERSION {
+            return Some(format!(
+                "member {} speaks version {} of the peer protocol, this one speaks {PROTOCOL_VERSION}",
+                hello.name, hello.protocol
+            ));
+        }
+        if hello.uuid == self.identity.uuid.0 {
+            return Some(format!("{} is this member itself, or a copy of its data directory", hello.address));
+        }
+        let (own, theirs) = (self.identity.membership.as_ref()?, hello.cluster_id.as_ref()?);
+        if own.cluster_id != *theirs {
+            return Some(format!("member {} belongs to cluster {theirs}, this one to {}", hello.name, own.cluster_id));
+        }
+        if own.cluster_epoch > hello.cluster_epoch {
+            return Some(format!(
+                "member {} is of epoch {} of the cluster, which is at epoch {}",
+                hello.name, hello.cluster_epoch, own.cluster_epoch
+            ));
+        }
+        let uuid_of = self.metadata().and_then(|meta| meta.member(hello.member?)).map(|member| member.uuid.clone());
+        let shown = crate::identity::MemberUuid(hello.uuid).to_string();
+        uuid_of
+            .filter(|known| *known != shown)
+            .map(|known| format!("member {} shows the UUID {shown}, but the cluster knows it as {known}", hello.name))
+    }
+
+    pub(crate) fn peer_changed(&mut self, change: PeerChange) {
+        match change {
+            PeerChange::Returned { member, fresh_boot } => {
+                if let Some(host) = self.host.as_mut() {
+                    let boot = self.peers.get(member).map(|peer| peer.boot).unwrap_or_default();
+                    host.member_returned(member, boot, self.now);
+                }
+                if fresh_boot {
+                    self.event(Severity::Info, format!("member {member} is here"));
+                }
+            }
+            PeerChange::Suspected { member } => {
+                self.event(Severity::Warning, format!("member {member} is silent"));
+                if let Some(host) = self.host.as_mut() {
+                    host.member_suspected(member, self.now);
+                }
+            }
+        }
+    }
+
+    fn heartbeat(&mut self, from: MemberId, heartbeat: &Heartbeat) {
+        let change = self.peers.heard(from, heartbeat.boot, self.now);
+        if let Some(peer) = self.peers.get_mut(from) {
+            peer.ready = heartbeat.ready;
+            peer.hears_me = heartbeat.hears == Some(self.boot);
+        }
+        if let Some(change) = change {
+            self.peer_changed(change);
+            self.announce_all_to(from);
+            self.detach_from(from);
+        }
+    }
+
+    /// Sends the heartbeats that are due, and notices who is silent.
+    pub(crate) fn tick_peers(&mut self) {
+        if self.peers.heartbeat_due(self.now) {
+            let write_age_ms = self.oldest_write_age_ms();
+            let ready = self.ready();
+            let members: Vec<_> = self.peers.iter().map(|(id, peer)| (id, peer.boot, peer.suspected)).collect();
+            for (member, boot, suspected) in members {
+                let hears = (!suspected).then_some(boot);
+                let heartbeat = Heartbeat { boot: self.boot, hears, write_age_ms, ready };
+                self.send(member, PeerMessage::Heartbeat(heartbeat));
+            }
+        }
+        for change in self.peers.check_silence(self.now) {
+            self.peer_changed(change);
+        }
+    }
+
+    /// Takes a message of a known member in (or of this one, where it talks to itself).
+    pub(crate) fn peer_message(&mut self, from: MemberId, message: PeerMessage) {
+        match message {
+            PeerMessage::Hello(_) | PeerMessage::Refused { .. } | PeerMessage::Invite(_) => {}
+            PeerMessage::Heartbeat(heartbeat) => self.heartbeat(from, &heartbeat),
+            PeerMessage::Envelope(bytes) => self.envelope(from, bytes),
+            PeerMessage::Commands { group, batch } => self.take_commands(group, from, &batch),
+            PeerMessage::Attach { group, boot } => self.attach(group, boot, from),
+            PeerMessage::Attached { group, term } => self.attached(group, from, term),
+            PeerMessage::Leading { groups } => {
+                for (group, term) in groups {
+                    self.group_led_by(group, from, term);
+                }
+            }
+            PeerMessage::NotLeading { group, leader } => self.not_leading(group, from, leader),
+            PeerMessage::DeliveriesAfter { group, queue, consumer, after } => {
+                self.send_outstanding(group, queue, consumer, after, from);
+            }
+            PeerMessage::Outstanding { group, queue, consumer, through, deliveries } => {
+                self.outstanding(group, queue, consumer, through, deliveries);
+            }
+            PeerMessage::QueueEffect { group, effect } => self.home_effect(group, effect),
+            PeerMessage::MetaEffect { effect, index } => self.metadata_effect(effect, index),
+            PeerMessage::LeaseRequest { round, applied } => self.granter.request(from, round, applied),
+            PeerMessage::LeaseProbe { round } => self.lease_probe(from, round),
+            PeerMessage::LeaseProbeAck { round, term } => self.lease_probe_ack(from, round, term),
+            PeerMessage::LeaseGrant { round, commit } => self.lease.granted(round, commit),
+            PeerMessage::MetaApplied { index } => self.granter.report_applied(from, index),
+        }
+    }
+
+    fn envelope(&mut self, from: MemberId, bytes: Bytes) {
+        match Envelope::decode(bytes) {
+            Ok(envelope) => {
+                if let Some(host) = self.host.as_mut() {
+                    host.handle_envelope(from, envelope, self.now);
+                }
+            }
+            Err(error) => self.event(Severity::Error, format!("member {from} sent a bad envelope: {error}")),
+        }
+    }
+}

@@ -1,0 +1,445 @@
+//! The whole member without its I/O.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use holdfast_journal::{Batch, BatchId, EntryReader, Recovered};
+use holdfast_queue::AnyMachine;
+use holdfast_queue::ids::{BootId, GroupId, QueueId};
+use holdfast_queue::meta::MetaEffect;
+use holdfast_queue::time::{Duration, Instant};
+use holdfast_replica::Host;
+
+use crate::admin_requests::AdminState;
+use crate::clients::Client;
+use crate::consuming::ConsumerIndex;
+use crate::groups::Leaderships;
+use crate::identity::{Identity, IdentityError, MemberUuid};
+use crate::join::AfterIdentity;
+use crate::leases::{Granter, Holder};
+use crate::metrics::Metrics;
+use crate::peers::Peers;
+use crate::requests::{MetaStream, QueueStream};
+use crate::rng::Rng;
+use crate::seam::{ConnId, Event, Input, Output, PasswordToken, Severity};
+use crate::transient::TransientHost;
+
+/// How often time is looked at.
+const TICK: Duration = Duration::from_millis(50);
+/// How long a stopping member tries to hand its leaderships over.
+const DRAIN_FOR: Duration = Duration::from_secs(5);
+/// How long clients have to answer the close.
+const CLOSE_FOR: Duration = Duration::from_secs(1);
+
+/// What the driver knows about this member from its configuration.
+#[derive(Clone, Debug)]
+pub struct MemberConfig {
+    /// Name in the cluster, e.g. `demo-0-0`.
+    pub name: String,
+    pub zone: String,
+    /// `host:port` at which other members reach this one's peer listener.
+    pub advertise_peer: String,
+    /// Shown to clients as the server's version.
+    pub version: String,
+    /// Largest message body that is taken in, bytes.
+    pub max_message_bytes: u64,
+    /// Largest frame that is offered to clients, bytes.
+    pub frame_max: u32,
+    /// Channels per connection that are offered to clients.
+    pub channel_max: u16,
+    /// Heartbeat that is offered to clients, seconds.
+    pub heartbeat_s: u16,
+}
+
+impl Default for MemberConfig {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            zone: String::new(),
+            advertise_peer: String::new(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            max_message_bytes: 128 << 20,
+            frame_max: 131_072,
+            channel_max: 2047,
+            heartbeat_s: 60,
+        }
+    }
+}
+
+/// What a start needs besides the configuration.
+#[derive(Debug)]
+pub struct Start<R> {
+    /// New at each start, at random.
+    pub boot: BootId,
+    /// Used only when the disk has no identity yet.
+    pub new_uuid: MemberUuid,
+    /// Everything random in the member derives from it.
+    pub seed: u64,
+    /// What the journal recovered.
+    pub recovered: Recovered,
+    pub reader: R,
+    pub now: Instant,
+    /// Wall clock, ms since 1970.
+    pub wall_ms: u64,
+}
+
+/// How an orderly stop goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stopping {
+    /// Leaderships are handed over, until then at the latest.
+    Draining {
+        until: Instant,
+    },
+    /// Clients are told, and given until then to close.
+    Closing {
+        until: Instant,
+    },
+    Done,
+}
+
+/// One member of a cluster: all its sessions, replicas and links, as one deterministic object.
+/// See [`crate::seam`] for how it is driven.
+pub struct Member<R: EntryReader> {
+    pub(crate) config: MemberConfig,
+    pub(crate) identity: Identity,
+    pub(crate) boot: BootId,
+    pub(crate) rng: Rng,
+    pub(crate) now: Instant,
+    pub(crate) wall_ms: u64,
+    pub(crate) reader: R,
+    pub(crate) outputs: VecDeque<Output>,
+    pub(crate) metrics: Metrics,
+    next_tick: Instant,
+    stopping: Option<Stopping>,
+    was_ready: bool,
+    /// Commit indexes of the replicas that were found at start.
+    ready_at: BTreeMap<GroupId, u64>,
+
+    /// Replicas; none while the member belongs to no cluster.
+    pub(crate) host: Option<Host<AnyMachine, R>>,
+    pub(crate) peers: Peers,
+    pub(crate) leaderships: Leaderships,
+    pub(crate) transient: TransientHost,
+
+    /// What this member, as a home, tells the groups.
+    pub(crate) streams: BTreeMap<GroupId, QueueStream>,
+    pub(crate) dirty_streams: BTreeSet<GroupId>,
+    pub(crate) meta_stream: MetaStream,
+    pub(crate) meta_dirty: bool,
+    pub(crate) early_meta_effects: Vec<(u64, MetaEffect)>,
+
+    pub(crate) clients: BTreeMap<ConnId, Client>,
+    pub(crate) touched: BTreeSet<ConnId>,
+    pub(crate) barriers: BTreeSet<ConnId>,
+    pub(crate) consumers: ConsumerIndex,
+    pub(crate) logins: BTreeMap<PasswordToken, ConnId>,
+    pub(crate) next_password: u64,
+    /// Scratch of the publish path.
+    pub(crate) routed: Vec<(QueueId, GroupId)>,
+
+    pub(crate) lease: Holder,
+    pub(crate) granter: Granter,
+    pub(crate) meta_applied: u64,
+    pub(crate) meta_applied_news: bool,
+    /// Until this index of group 0 is applied, its log is being replayed after a start.
+    pub(crate) meta_replay_until: Option<u64>,
+    /// Group 0's effects for homes, with the index that must be visible before.
+    pub(crate) owed_meta_effects: VecDeque<(u64, MetaEffect)>,
+    pub(crate) unknown_groups_checked: bool,
+
+    pub(crate) own_batches: u64,
+    pub(crate) identity_writes: Vec<(BatchId, AfterIdentity)>,
+    pub(crate) boot_asked: Option<BootId>,
+    pub(crate) admitting: BTreeSet<u128>,
+    pub(crate) ending: BTreeSet<BootId>,
+    pub(crate) next_care: Instant,
+    pub(crate) leads_metadata_since: Instant,
+    pub(crate) admin: AdminState,
+}
+
+impl<R: EntryReader> Member<R> {
+    /// Starts a member on what its disk holds. The first outputs (dial peers, write the new identity) are ready to be
+    /// polled. Fails only when the identity record cannot be read.
+    pub fn new(config: MemberConfig, start: Start<R>) -> Result<Self, IdentityError> {
+        let Start { boot, new_uuid, seed, recovered, reader, now, wall_ms } = start;
+        let (identity, blank) = match &recovered.identity {
+            Some(bytes) => (Identity::decode(bytes)?, false),
+            None => (Identity::blank(new_uuid), true),
+        };
+        let mut member = Self {
+            config,
+            identity,
+            boot,
+            rng: Rng::new(seed),
+            now,
+            wall_ms,
+            reader,
+            outputs: VecDeque::new(),
+            metrics: Metrics::default(),
+            next_tick: now,
+            stopping: None,
+            was_ready: false,
+            ready_at: BTreeMap::new(),
+            host: None,
+            peers: Peers::default(),
+            leaderships: Leaderships::default(),
+            transient: TransientHost::default(),
+            streams: BTreeMap::new(),
+            dirty_streams: BTreeSet::new(),
+            meta_stream: MetaStream::default(),
+            meta_dirty: false,
+            early_meta_effects: Vec::new(),
+            clients: BTreeMap::new(),
+            touched: BTreeSet::new(),
+            barriers: BTreeSet::new(),
+            consumers: ConsumerIndex::default(),
+            logins: BTreeMap::new(),
+            next_password: 0,
+            routed: Vec::new(),
+            lease: Holder::default(),
+            granter: Granter::default(),
+            meta_applied: 0,
+            meta_applied_news: false,
+            meta_replay_until: None,
+            owed_meta_effects: VecDeque::new(),
+            unknown_groups_checked: false,
+            own_batches: 0,
+            identity_writes: Vec::new(),
+            boot_asked: None,
+            admitting: BTreeSet::new(),
+            ending: BTreeSet::new(),
+            next_care: now,
+            leads_metadata_since: now,
+            admin: AdminState::default(),
+        };
+        if blank {
+            member.write_identity(AfterIdentity::Nothing);
+        }
+        member.restore(recovered);
+        Ok(member)
+    }
+
+    /// Brings the replicas back that were on disk.
+    fn restore(&mut self, recovered: Recovered) {
+        for finding in recovered.findings {
+            self.event(Severity::Warning, finding.to_string());
+        }
+        if self.identity.membership.is_none() {
+            return;
+        }
+        self.start_host();
+        let now = self.now;
+        for group in recovered.groups {
+            let key = group.key;
+            let Some(host) = self.host.as_mut() else { return };
+            if let Err(error) = host.restore_group(group, now) {
+                self.event(Severity::Error, format!("{key} was not restored: {error}"));
+            }
+        }
+        let Some(host) = self.host.as_ref() else { return };
+        let commits: Vec<_> = host.groups().filter_map(|group| Some((group, host.status(group)?.commit))).collect();
+        self.ready_at.extend(commits);
+        self.meta_replay_until = self.ready_at.get(&GroupId::META).copied();
+        self.dial_members();
+    }
+
+    /// Takes one input in. `now` never goes back; `wall_ms` may jump and only stamps group time.
+    pub fn handle(&mut self, now: Instant, wall_ms: u64, input: Input) {
+        self.now = self.now.max(now);
+        self.wall_ms = wall_ms;
+        match input {
+            Input::ClientConnected { conn, peer, tls_subject, plain_port } => {
+                self.client_connected(conn, peer, tls_subject, plain_port);
+            }
+            Input::ClientBytes { conn, bytes } => self.client_bytes(conn, bytes),
+            Input::ClientWritten { conn, total } => self.client_written(conn, total),
+            Input::ClientClosed { conn } => self.client_closed(conn),
+            Input::LinkUp { link, origin } => self.link_up(link, origin),
+            Input::LinkFrame { link, bytes } => self.link_frame(link, bytes),
+            Input::LinkDown { link, .. } => self.link_down(link),
+            Input::Written(written) => {
+                if let Some(host) = self.host.as_mut() {
+                    host.handle_written(&written, self.now);
+                }
+                self.identity_written(written.batch);
+            }
+            Input::WriteFailed { error } => {
+                self.outputs.push_back(Output::Exit { clean: false, reason: format!("the journal failed: {error}") });
+                self.stopping = Some(Stopping::Done);
+            }
+            Input::PasswordChecked { token, ok } => self.password_checked(token, ok),
+            Input::Admin { request, body } => self.admin(request, body),
+            Input::Shutdown => self.begin_shutdown(),
+        }
+    }
+
+    /// Ends a round of inputs: what they caused leaves as one entry for each group and one frame for each peer.
+    pub fn flush(&mut self, now: Instant) {
+        self.now = self.now.max(now);
+        loop {
+            let mut any = self.drain_host();
+            self.after_replay();
+            any |= self.release_visible();
+            self.report_applied();
+            any |= self.pump_clients();
+            any |= self.check_all_barriers();
+            any |= self.send_streams();
+            any |= self.run_transient();
+            any |= self.propose_entries();
+            if !any {
+                break;
+            }
+        }
+        self.announce();
+        self.peers.flush(&mut self.outputs);
+    }
+
+    /// Does what time asks for. Call it when [`Member::next_deadline`] has come; earlier or later does no harm.
+    pub fn tick(&mut self, now: Instant, wall_ms: u64) {
+        self.now = self.now.max(now);
+        self.wall_ms = wall_ms;
+        if let Some(host) = self.host.as_mut() {
+            host.tick(self.now);
+        }
+        if self.now >= self.next_tick {
+            self.next_tick = self.now + TICK;
+            self.tick_peers();
+            self.tick_leases();
+            self.tick_streams();
+            self.tick_clients();
+            self.retry_proposals();
+            self.care_for_members();
+            self.tick_admin();
+            self.release_held();
+            self.destroy_unknown_groups();
+            self.check_ready();
+            self.tick_shutdown();
+        }
+        self.flush(now);
+    }
+
+    /// When [`Member::tick`] wants to be called next.
+    pub fn next_deadline(&self) -> Instant {
+        let host = self.host.as_ref().and_then(Host::next_deadline);
+        host.map_or(self.next_tick, |due| due.min(self.next_tick))
+    }
+
+    /// The next thing to carry out, if any.
+    pub fn poll(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// Who this member is.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// This run of the member. It changes when the cluster has declared the run over.
+    pub fn boot(&self) -> BootId {
+        self.boot
+    }
+
+    /// True once the member has been ready (design §4.2); never false again while it runs.
+    pub fn ready(&self) -> bool {
+        self.was_ready
+    }
+
+    /// The replicas, for invariants of the simulator and for tests.
+    pub fn host(&self) -> Option<&Host<AnyMachine, R>> {
+        self.host.as_ref()
+    }
+
+    /// Counters for `/metrics`.
+    pub fn metrics(&self) -> Metrics {
+        let channels: usize = self.clients.values().map(|client| client.channels.len()).sum();
+        Metrics {
+            connections: self.clients.len() as u64,
+            channels: channels as u64,
+            queues: self.metadata().map_or(0, |meta| meta.queues().count() as u64),
+            groups: self.host.as_ref().map_or(0, |host| host.groups().count() as u64),
+            groups_leading: self.leaderships.led.len() as u64,
+            unconfirmed_bytes: self.retained_bytes() as u64,
+            ..self.metrics
+        }
+    }
+
+    pub(crate) fn event(&mut self, severity: Severity, text: String) {
+        self.outputs.push_back(Output::Event(Event { severity, text }));
+    }
+
+    pub(crate) fn write(&mut self, batch: Batch) {
+        self.outputs.push_back(Output::Journal(batch));
+    }
+
+    pub(crate) fn oldest_write_age_ms(&self) -> u64 {
+        self.host.as_ref().map_or(0, |host| host.oldest_write_age(self.now).as_millis() as u64)
+    }
+
+    /// The replay of group 0's log after a start is over.
+    fn after_replay(&mut self) {
+        let applied = self.host.as_ref().map_or(0, |host| host.applied(GroupId::META));
+        if applied > self.meta_applied {
+            self.meta_applied = applied;
+            self.meta_applied_news = true;
+        }
+        if self.meta_replay_until.is_some_and(|until| applied >= until) {
+            self.meta_replay_until = None;
+            self.compare_with_metadata();
+        }
+    }
+
+    /// Ready once every replica has reached the commit index that was seen at start, and the member is registered.
+    fn check_ready(&mut self) {
+        if self.was_ready || !self.lease_fresh() {
+            return;
+        }
+        let Some(host) = self.host.as_ref() else { return };
+        self.ready_at.retain(|group, commit| {
+            let present = host.status(*group).is_some_and(|status| status.quarantined.is_none());
+            present && host.applied(*group) < *commit
+        });
+        let registered =
+            self.metadata().and_then(|meta| meta.member(self.me())).is_some_and(|own| own.boot == Some(self.boot));
+        if registered && self.ready_at.is_empty() {
+            self.was_ready = true;
+            self.event(Severity::Info, "ready".into());
+        }
+    }
+
+    /// True once this member is on its way out.
+    pub(crate) fn stopping(&self) -> bool {
+        self.stopping.is_some()
+    }
+
+    fn begin_shutdown(&mut self) {
+        if self.stopping.is_some() {
+            return;
+        }
+        let (now, until) = (self.now, self.now + DRAIN_FOR);
+        let alone = self.peers.iter().all(|(_, peer)| peer.suspected);
+        match self.host.as_mut() {
+            Some(host) if !alone => {
+                host.drain(until, now);
+                self.stopping = Some(Stopping::Draining { until });
+            }
+            _ => self.stopping = Some(Stopping::Draining { until: now }),
+        }
+        self.tick_shutdown();
+    }
+
+    fn tick_shutdown(&mut self) {
+        match self.stopping {
+            Some(Stopping::Draining { until }) => {
+                let leaderships = self.host.as_ref().map_or(0, Host::leaderships);
+                if leaderships == 0 || self.now >= until {
+                    self.close_clients("broker shutting down");
+                    self.stopping = Some(Stopping::Closing { until: self.now + CLOSE_FOR });
+                }
+            }
+            Some(Stopping::Closing { until }) if self.clients.is_empty() || self.now >= until => {
+                self.stopping = Some(Stopping::Done);
+                self.outputs.push_back(Output::Exit { clean: true, reason: "shut down as asked".into() });
+            }
+            _ => {}
+        }
+    }
+}

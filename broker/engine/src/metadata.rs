@@ -1,0 +1,335 @@
+//! This member's view of group 0: what its changes mean here, and the leases that keep it fresh.
+
+use std::collections::BTreeSet;
+
+use holdfast_journal::EntryReader;
+use holdfast_queue::ids::{BootId, GroupId, Incarnation, MemberId, QueueId};
+use holdfast_queue::meta::{Change, GroupInfo, MetaCommand, MetaEffect, MetaMachine, Placement, queue_settings};
+use holdfast_queue::queue::{QueueCommand, QueueMachine};
+use holdfast_queue::{AnyEffect, AnyMachine};
+use holdfast_replica::{GroupBirth, group_key};
+
+use crate::member::Member;
+use crate::peer_message::PeerMessage;
+use crate::publishing::group_of;
+use crate::requests::Waiter;
+use crate::seam::{Output, Severity};
+use crate::transient::transient_group_of;
+
+impl<R: EntryReader> Member<R> {
+    /// The metadata as applied here, once there is a cluster.
+    pub(crate) fn metadata(&self) -> Option<&MetaMachine> {
+        let machine = self.host.as_ref()?.machine(GroupId::META)?.meta()?;
+        machine.cluster().map(|_| machine)
+    }
+
+    /// True while this member's view of the metadata is known to be fresh.
+    pub(crate) fn lease_fresh(&self) -> bool {
+        self.lease.fresh(self.now, self.meta_applied)
+    }
+
+    pub(crate) fn cluster_name(&self) -> String {
+        self.identity.membership.as_ref().map_or_else(|| "holdfast".into(), |own| own.cluster_id.clone())
+    }
+
+    /// An entry of group 0 was applied.
+    pub(crate) fn metadata_applied(&mut self, index: u64, leading: bool, effects: Vec<AnyEffect>) {
+        self.meta_applied = self.meta_applied.max(index);
+        for effect in effects {
+            match effect {
+                AnyEffect::Meta(MetaEffect::Changed { change }) => self.metadata_changed(change),
+                AnyEffect::Meta(effect) if leading => self.owed_meta_effects.push_back((index, effect)),
+                _ => {}
+            }
+        }
+        if self.meta_replay_until.is_some_and(|until| index >= until) {
+            self.meta_replay_until = None;
+            self.compare_with_metadata();
+        }
+        self.meta_applied_news = true;
+    }
+
+    /// What a change of the metadata means for this member. While the log is replayed after a start, changes are not
+    /// acted upon one by one: what they made may be gone again.
+    fn metadata_changed(&mut self, change: Change) {
+        if self.meta_replay_until.is_some() {
+            return;
+        }
+        match change {
+            Change::Cluster | Change::Member { .. } => self.dial_members(),
+            Change::MemberRemoved { member } => {
+                self.peers.remove(member);
+                self.dial_members();
+            }
+            Change::BootEnded { member, boot } => {
+                if boot == self.boot {
+                    return self.declared_dead();
+                }
+                self.propose_boot_ended(boot);
+                self.end_stream(transient_group_of(member));
+            }
+            Change::GroupCreated { group } => self.create_replica(group),
+            Change::GroupChanged { .. } | Change::Access => {}
+            Change::GroupDestroyed { group, incarnation } => self.destroy_replica(group, incarnation),
+            Change::QueueCreated { queue } => self.queue_created(queue),
+            Change::QueueDeleted { queue, owner } => {
+                self.cancel_consumers_of(queue);
+                if owner == Some(self.boot) {
+                    self.transient_command(QueueCommand::DeleteQueue { queue, if_unused: false, if_empty: false });
+                }
+            }
+        }
+    }
+
+    fn create_replica(&mut self, group: GroupId) {
+        let me = self.me();
+        let Some(info) = self.metadata().and_then(|meta| meta.group(group)).cloned() else { return };
+        let Some(host) = self.host.as_mut() else { return };
+        let mine = info.voters.contains(&me) || info.learners.contains(&me);
+        if group == GroupId::META || !mine || host.key(group).is_some() {
+            return;
+        }
+        let GroupInfo { incarnation, voters, learners, preferred_leader, .. } = info;
+        let leader = voters.contains(&preferred_leader).then_some(preferred_leader);
+        let machine = AnyMachine::Queue(QueueMachine::new());
+        let birth = GroupBirth { key: group_key(group, incarnation), voters, learners, leader, machine };
+        if let Err(error) = host.create_group(birth, self.now) {
+            self.event(Severity::Error, format!("group {group} cannot be made: {error}"));
+        }
+    }
+
+    fn destroy_replica(&mut self, group: GroupId, incarnation: Incarnation) {
+        if let Some(host) = self.host.as_mut() {
+            host.destroy_group(group_key(group, incarnation));
+        }
+        self.leaderships.led.remove(&group);
+        self.end_stream(group);
+    }
+
+    fn queue_created(&mut self, queue: QueueId) {
+        let Some(info) = self.metadata().and_then(|meta| meta.queue(queue)) else { return };
+        match info.placement {
+            Placement::Replicated { group } => self.create_missing_queues(group),
+            Placement::Transient { owner } if owner.boot == self.boot => {
+                let (vhost, name, settings) = (info.vhost.clone(), info.name.clone(), queue_settings(info));
+                self.transient_command(QueueCommand::CreateQueue { queue, vhost, name, settings });
+            }
+            Placement::Transient { .. } => {}
+        }
+    }
+
+    /// Commands that make the queues which the metadata places in a group and the group lacks.
+    pub(crate) fn queues_to_create(&self, group: GroupId) -> Vec<QueueCommand> {
+        let (Some(meta), Some(machine)) = (self.metadata(), self.queue_machine(group)) else { return Vec::new() };
+        let Some(info) = meta.group(group) else { return Vec::new() };
+        let missing = info.queues.iter().filter(|queue| machine.stats(**queue).is_none());
+        missing
+            .filter_map(|queue| {
+                let info = meta.queue(*queue)?;
+                let (vhost, name) = (info.vhost.clone(), info.name.clone());
+                Some(QueueCommand::CreateQueue { queue: *queue, vhost, name, settings: queue_settings(info) })
+            })
+            .collect()
+    }
+
+    /// A queue's own machine has let it go (auto-delete, or a delete whose caller is gone).
+    pub(crate) fn forget_deleted_queue(&mut self, queue: QueueId) {
+        if self.metadata().is_some_and(|meta| meta.queue(queue).is_some()) {
+            self.ask_metadata(MetaCommand::DeleteQueue { queue }, Waiter::Nobody);
+        }
+    }
+
+    /// True for a run that the metadata does not show as running.
+    pub(crate) fn boot_has_ended(&self, boot: BootId) -> bool {
+        self.metadata().is_some_and(|meta| meta.has_ended(boot) || meta.member_of_boot(boot).is_none())
+    }
+
+    /// Compares this member with the whole metadata: after a start, and after a Raft snapshot of group 0.
+    pub(crate) fn compare_with_metadata(&mut self) {
+        let Some(meta) = self.metadata() else { return };
+        let groups: Vec<GroupId> = meta.groups().map(|(group, _)| group).collect();
+        let deleted: Vec<QueueId> =
+            self.consumed_queues().into_iter().filter(|queue| meta.queue(*queue).is_none()).collect();
+        let kept: BTreeSet<GroupId> = meta.queues().filter_map(|(queue, _)| group_of(meta, queue)).collect();
+        let ended: Vec<GroupId> = self.streams.keys().filter(|group| !kept.contains(group)).copied().collect();
+        for queue in deleted {
+            self.cancel_consumers_of(queue);
+        }
+        for group in ended {
+            self.end_stream(group);
+        }
+        for group in groups {
+            self.create_replica(group);
+        }
+        let led: Vec<GroupId> = self.leaderships.led.keys().copied().filter(|group| *group != GroupId::META).collect();
+        for group in led {
+            self.adopt_queues(group);
+        }
+        self.unknown_groups_checked = false;
+        self.dial_members();
+    }
+
+    /// Deletes replicas that the metadata does not know, once the metadata is known to be fresh (design §3.1).
+    pub(crate) fn destroy_unknown_groups(&mut self) {
+        if self.unknown_groups_checked || self.meta_replay_until.is_some() || !self.lease_fresh() {
+            return;
+        }
+        let (Some(meta), Some(host)) = (self.metadata(), self.host.as_ref()) else { return };
+        let unknown: Vec<_> = host
+            .groups()
+            .filter(|group| *group != GroupId::META && meta.group(*group).is_none())
+            .filter_map(|group| host.key(group))
+            .collect();
+        self.unknown_groups_checked = true;
+        for key in unknown {
+            self.event(Severity::Info, format!("{key} is not in the metadata any more: its replica goes"));
+            if let Some(host) = self.host.as_mut() {
+                host.destroy_group(key);
+            }
+        }
+    }
+
+    /// This member has come to lead group 0.
+    pub(crate) fn began_to_lead_metadata(&mut self, term: u64) {
+        self.granter.lead(term, self.now);
+        self.owed_meta_effects.clear();
+        self.leads_metadata_since = self.now;
+        self.admitting.clear();
+    }
+
+    /// Sends a home what group 0 owes it.
+    pub(crate) fn owe_metadata(&mut self, boot: BootId) {
+        let index = self.meta_applied;
+        let Some(meta) = self.host.as_ref().and_then(|host| host.machine(GroupId::META)?.meta()) else { return };
+        for effect in meta.state_enter() {
+            match effect {
+                MetaEffect::Confirm { boot: of, .. } if of == boot => self.route_meta_effect(effect, index),
+                MetaEffect::Reply { boot: of, .. } if of == boot => self.owed_meta_effects.push_back((index, effect)),
+                _ => {}
+            }
+        }
+    }
+
+    /// Lets answers out whose changes every member with a live lease has applied; true if there were any.
+    pub(crate) fn release_visible(&mut self) -> bool {
+        if !self.leaderships.led.contains_key(&GroupId::META) {
+            self.owed_meta_effects.clear();
+            return false;
+        }
+        let (now, me, applied) = (self.now, self.me(), self.meta_applied);
+        self.granter.report_applied(me, applied);
+        let members: Vec<MemberId> =
+            self.metadata().map(|meta| meta.members().map(|(id, _)| id).collect()).unwrap_or_default();
+        let mut any = false;
+        while let Some((index, effect)) = self.owed_meta_effects.front() {
+            let holds_back = matches!(effect, MetaEffect::Reply { .. })
+                && !self.granter.visible_everywhere(*index, members.iter().copied(), now);
+            if holds_back {
+                break;
+            }
+            let Some((index, effect)) = self.owed_meta_effects.pop_front() else { break };
+            self.route_meta_effect(effect, index);
+            any = true;
+        }
+        any
+    }
+
+    fn route_meta_effect(&mut self, effect: MetaEffect, index: u64) {
+        let boot = match &effect {
+            MetaEffect::Confirm { boot, .. }
+            | MetaEffect::SequenceGap { boot, .. }
+            | MetaEffect::Ended { boot }
+            | MetaEffect::Reply { boot, .. } => *boot,
+            MetaEffect::Changed { .. } => return,
+        };
+        if boot == self.boot {
+            self.metadata_effect(effect, index);
+        } else if let Some(member) = self.peers.member_of(boot) {
+            self.send(member, PeerMessage::MetaEffect { effect, index });
+        }
+    }
+
+    /// Tells group 0's leader what was applied here.
+    pub(crate) fn report_applied(&mut self) {
+        if !std::mem::take(&mut self.meta_applied_news) {
+            return;
+        }
+        self.release_early_meta_effects();
+        let index = self.meta_applied;
+        if let Some((leader, _)) = self.leaderships.announced.get(&GroupId::META).copied()
+            && leader != self.me()
+        {
+            self.send(leader, PeerMessage::MetaApplied { index });
+        }
+    }
+
+    /// Asks for leases and, on the leader, runs the rounds that prove them.
+    pub(crate) fn tick_leases(&mut self) {
+        let (now, me, applied) = (self.now, self.me(), self.meta_applied);
+        if self.host.as_ref().is_none_or(|host| host.key(GroupId::META).is_none()) {
+            return;
+        }
+        if let Some((leader, _)) = self.leaderships.announced.get(&GroupId::META).copied()
+            && let Some(round) = self.lease.due(now)
+        {
+            self.send_or_take(leader, PeerMessage::LeaseRequest { round, applied });
+        }
+        if self.leaderships.led.contains_key(&GroupId::META)
+            && let Some(round) = self.granter.begin_round(now)
+        {
+            for voter in self.metadata_voters() {
+                self.send_or_take(voter, PeerMessage::LeaseProbe { round });
+            }
+        }
+        let _ = me;
+    }
+
+    fn metadata_voters(&self) -> Vec<MemberId> {
+        let status = self.host.as_ref().and_then(|host| host.status(GroupId::META));
+        status.map(|status| status.voters).unwrap_or_default()
+    }
+
+    pub(crate) fn lease_probe(&mut self, from: MemberId, round: u64) {
+        let term = self.host.as_ref().and_then(|host| host.status(GroupId::META)).map(|status| status.term);
+        if let Some(term) = term {
+            self.send_or_take(from, PeerMessage::LeaseProbeAck { round, term });
+        }
+    }
+
+    pub(crate) fn lease_probe_ack(&mut self, from: MemberId, round: u64, term: u64) {
+        let Some(status) = self.host.as_ref().and_then(|host| host.status(GroupId::META)) else { return };
+        if !status.me_leading || status.term != self.granter.term() {
+            return;
+        }
+        for (member, round) in self.granter.acknowledged(from, round, term, &status.voters, self.now) {
+            self.send_or_take(member, PeerMessage::LeaseGrant { round, commit: status.commit });
+        }
+    }
+
+    /// Dials exactly the members that there are or should be.
+    pub(crate) fn dial_members(&mut self) {
+        let mut addresses: BTreeSet<String> = match self.metadata() {
+            Some(meta) => {
+                let members = meta.members().map(|(_, member)| member.address.clone());
+                let expected = meta.cluster().into_iter().flat_map(|cluster| &cluster.expected);
+                members.chain(expected.map(|member| member.address.clone())).collect()
+            }
+            None => {
+                let own = self.identity.membership.as_ref();
+                own.map(|own| own.peers.iter().cloned().collect()).unwrap_or_default()
+            }
+        };
+        addresses.remove(&self.config.advertise_peer);
+        addresses.remove("");
+        let outputs: Vec<Output> = self.peers.dial_exactly(addresses.clone());
+        self.outputs.extend(outputs);
+        let known: Vec<String> = addresses.into_iter().collect();
+        if self.metadata().is_some()
+            && let Some(membership) = self.identity.membership.as_mut()
+            && membership.peers != known
+        {
+            membership.peers = known;
+            self.write_identity(crate::join::AfterIdentity::Nothing);
+        }
+    }
+}

@@ -1,0 +1,310 @@
+//! Links to other members and what they tell of them: who is there, in which run, and who is silent.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use holdfast_queue::codec::{Codec, Writer};
+use holdfast_queue::ids::{BootId, MemberId};
+use holdfast_queue::time::{Duration, Instant};
+
+use crate::peer_message::{Hello, PeerMessage};
+use crate::seam::{LinkId, LinkOrigin, Output};
+
+/// One heartbeat per pair of members (design §3.1).
+pub(crate) const HEARTBEAT_EVERY: Duration = Duration::from_millis(150);
+/// A member that is silent for this long is suspected.
+pub(crate) const SUSPECT_AFTER: Duration = Duration::from_millis(600);
+/// A member whose last link broke, and that does not come back within this, is suspected.
+pub(crate) const SUSPECT_AFTER_RESET: Duration = Duration::from_millis(150);
+/// Frames are closed at about this size.
+const FRAME_BYTES: usize = 1 << 20;
+
+/// One link.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) origin: LinkOrigin,
+    /// None until the other side said hello.
+    pub(crate) hello: Option<Hello>,
+}
+
+/// A member of the cluster other than this one.
+pub(crate) struct Peer {
+    pub(crate) boot: BootId,
+    pub(crate) name: String,
+    pub(crate) ready: bool,
+    /// The link in use; messages without one are dropped.
+    link: Option<LinkId>,
+    last_heard: Instant,
+    link_lost: Option<Instant>,
+    pub(crate) suspected: bool,
+    /// True while the other side says that it hears this run.
+    pub(crate) hears_me: bool,
+    outbox: Writer,
+}
+
+/// Something that the member must act upon.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum PeerChange {
+    /// Heard for the first time, again after suspicion, or in another run. `fresh_boot` in the last case.
+    Returned {
+        member: MemberId,
+        fresh_boot: bool,
+    },
+    Suspected {
+        member: MemberId,
+    },
+}
+
+/// All links and peers.
+#[derive(Default)]
+pub(crate) struct Peers {
+    links: BTreeMap<LinkId, Link>,
+    peers: BTreeMap<MemberId, Peer>,
+    boots: BTreeMap<BootId, MemberId>,
+    dialled: BTreeSet<String>,
+    next_heartbeat: Instant,
+}
+
+impl Peers {
+    /// Sets the addresses that are to be dialled; returns what changes.
+    pub(crate) fn dial_exactly(&mut self, addresses: BTreeSet<String>) -> Vec<Output> {
+        let gone = self.dialled.difference(&addresses).map(|address| Output::Undial { address: address.clone() });
+        let new = addresses.difference(&self.dialled).map(|address| Output::Dial { address: address.clone() });
+        let outputs = gone.chain(new).collect();
+        self.dialled = addresses;
+        outputs
+    }
+
+    pub(crate) fn link_up(&mut self, link: LinkId, origin: LinkOrigin) {
+        self.links.insert(link, Link { origin, hello: None });
+    }
+
+    pub(crate) fn link(&self, link: LinkId) -> Option<&Link> {
+        self.links.get(&link)
+    }
+
+    /// Links whose other side has said hello, with what it said.
+    pub(crate) fn greeted(&self) -> impl Iterator<Item = (LinkId, &Hello)> {
+        self.links.iter().filter_map(|(id, link)| Some((*id, link.hello.as_ref()?)))
+    }
+
+    pub(crate) fn all_links(&self) -> impl Iterator<Item = LinkId> {
+        self.links.keys().copied()
+    }
+
+    /// Takes an accepted hello in. Returns what it changes about its member.
+    pub(crate) fn hello(&mut self, id: LinkId, hello: Hello, now: Instant) -> Option<PeerChange> {
+        let link = self.links.get_mut(&id)?;
+        let member = hello.member;
+        let (boot, name) = (hello.boot, hello.name.clone());
+        link.hello = Some(hello);
+        let member = member?;
+        let new = !self.peers.contains_key(&member);
+        let peer = self.peers.entry(member).or_insert_with(|| Peer {
+            boot,
+            name: name.clone(),
+            ready: false,
+            link: None,
+            last_heard: now,
+            link_lost: None,
+            suspected: false,
+            hears_me: false,
+            outbox: Writer::default(),
+        });
+        peer.name = name;
+        if peer.link.is_none() {
+            peer.link = Some(id);
+        }
+        peer.link_lost = None;
+        self.boots.insert(boot, member);
+        let change = self.heard(member, boot, now);
+        if new { Some(PeerChange::Returned { member, fresh_boot: true }) } else { change }
+    }
+
+    /// Forgets a link; the member whose messages may be lost with it, if it was known.
+    pub(crate) fn link_down(&mut self, id: LinkId, now: Instant) -> Option<MemberId> {
+        let member = self.links.remove(&id)?.hello?.member?;
+        let other = self.greeted().find(|(_, hello)| hello.member == Some(member)).map(|(id, _)| id);
+        let peer = self.peers.get_mut(&member)?;
+        if peer.link == Some(id) {
+            peer.link = other;
+            peer.outbox = Writer::default();
+        }
+        if other.is_none() {
+            peer.link_lost = Some(now);
+        }
+        Some(member)
+    }
+
+    /// The member spoke, in this run.
+    pub(crate) fn heard(&mut self, member: MemberId, boot: BootId, now: Instant) -> Option<PeerChange> {
+        let peer = self.peers.get_mut(&member)?;
+        peer.last_heard = now;
+        let fresh_boot = peer.boot != boot;
+        if fresh_boot {
+            self.boots.remove(&peer.boot);
+            self.boots.insert(boot, member);
+            peer.boot = boot;
+            peer.ready = false;
+        }
+        if peer.suspected || fresh_boot {
+            peer.suspected = false;
+            return Some(PeerChange::Returned { member, fresh_boot });
+        }
+        None
+    }
+
+    /// Members that became silent.
+    pub(crate) fn check_silence(&mut self, now: Instant) -> Vec<PeerChange> {
+        let mut changes = Vec::new();
+        for (member, peer) in &mut self.peers {
+            let silent = now.since(peer.last_heard) >= SUSPECT_AFTER;
+            let cut = peer.link_lost.is_some_and(|at| now.since(at) >= SUSPECT_AFTER_RESET);
+            if !peer.suspected && (silent || cut) {
+                peer.suspected = true;
+                peer.hears_me = false;
+                changes.push(PeerChange::Suspected { member: *member });
+            }
+        }
+        changes
+    }
+
+    /// True when a round of heartbeats is due.
+    pub(crate) fn heartbeat_due(&mut self, now: Instant) -> bool {
+        if now < self.next_heartbeat {
+            return false;
+        }
+        self.next_heartbeat = now + HEARTBEAT_EVERY;
+        true
+    }
+
+    pub(crate) fn get(&self, member: MemberId) -> Option<&Peer> {
+        self.peers.get(&member)
+    }
+
+    pub(crate) fn get_mut(&mut self, member: MemberId) -> Option<&mut Peer> {
+        self.peers.get_mut(&member)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (MemberId, &Peer)> {
+        self.peers.iter().map(|(member, peer)| (*member, peer))
+    }
+
+    /// Forgets a member that left the cluster.
+    pub(crate) fn remove(&mut self, member: MemberId) {
+        if let Some(peer) = self.peers.remove(&member) {
+            self.boots.remove(&peer.boot);
+        }
+    }
+
+    /// The member that runs as this boot, if it is linked.
+    pub(crate) fn member_of(&self, boot: BootId) -> Option<MemberId> {
+        self.boots.get(&boot).copied()
+    }
+
+    /// True while messages to this member can leave.
+    pub(crate) fn is_linked(&self, member: MemberId) -> bool {
+        self.peers.get(&member).is_some_and(|peer| peer.link.is_some())
+    }
+
+    /// Queues a message for the next frame to a member. Without a link it is dropped: everything is asked for again.
+    pub(crate) fn send(&mut self, to: MemberId, message: &PeerMessage, outputs: &mut impl Extend<Output>) {
+        let Some(peer) = self.peers.get_mut(&to) else { return };
+        if peer.link.is_none() {
+            return;
+        }
+        message.encode(&mut peer.outbox);
+        if peer.outbox.len() >= FRAME_BYTES {
+            outputs.extend(peer.take_frame());
+        }
+    }
+
+    /// Closes the frames of this round.
+    pub(crate) fn flush(&mut self, outputs: &mut impl Extend<Output>) {
+        for peer in self.peers.values_mut() {
+            outputs.extend(peer.take_frame());
+        }
+    }
+}
+
+impl Peer {
+    pub(crate) fn last_heard(&self) -> Instant {
+        self.last_heard
+    }
+
+    fn take_frame(&mut self) -> Option<Output> {
+        if self.outbox.is_empty() {
+            return None;
+        }
+        let bytes: Bytes = std::mem::take(&mut self.outbox).into_bytes();
+        Some(Output::LinkSend { link: self.link?, bytes })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hello(member: u64, boot: u64) -> Hello {
+        Hello {
+            protocol: 1,
+            cluster_id: None,
+            cluster_epoch: 1,
+            uuid: u128::from(member),
+            member: Some(MemberId(member)),
+            boot: BootId(boot),
+            name: format!("m{member}"),
+            zone: String::new(),
+            address: String::new(),
+        }
+    }
+
+    fn accepted() -> LinkOrigin {
+        LinkOrigin::Accepted { from: "x".into() }
+    }
+
+    #[test]
+    fn a_silent_member_is_suspected_once_and_returns_when_it_speaks() {
+        let mut peers = Peers::default();
+        peers.link_up(LinkId(1), accepted());
+        let start = Instant(1_000_000);
+        let change = peers.hello(LinkId(1), hello(2, 7), start);
+        assert_eq!(change, Some(PeerChange::Returned { member: MemberId(2), fresh_boot: true }));
+        assert!(peers.check_silence(start + Duration::from_millis(599)).is_empty());
+        let late = start + SUSPECT_AFTER;
+        assert_eq!(peers.check_silence(late), [PeerChange::Suspected { member: MemberId(2) }]);
+        assert!(peers.check_silence(late).is_empty());
+        let back = peers.heard(MemberId(2), BootId(7), late);
+        assert_eq!(back, Some(PeerChange::Returned { member: MemberId(2), fresh_boot: false }));
+    }
+
+    #[test]
+    fn a_broken_link_is_replaced_by_another_one_or_leads_to_early_suspicion() {
+        let mut peers = Peers::default();
+        let start = Instant(1_000_000);
+        for id in [1, 2] {
+            peers.link_up(LinkId(id), accepted());
+            peers.hello(LinkId(id), hello(2, 7), start);
+        }
+        assert_eq!(peers.link_down(LinkId(1), start), Some(MemberId(2)));
+        assert!(peers.is_linked(MemberId(2)));
+        assert!(peers.check_silence(start + SUSPECT_AFTER_RESET).is_empty());
+        peers.link_down(LinkId(2), start);
+        assert!(!peers.is_linked(MemberId(2)));
+        assert_eq!(peers.check_silence(start + SUSPECT_AFTER_RESET).len(), 1);
+    }
+
+    #[test]
+    fn messages_of_a_round_share_a_frame_and_without_a_link_they_are_dropped() {
+        let mut peers = Peers::default();
+        peers.link_up(LinkId(1), accepted());
+        peers.hello(LinkId(1), hello(2, 7), Instant(1));
+        let mut outputs = Vec::new();
+        for index in 0..3 {
+            peers.send(MemberId(2), &PeerMessage::MetaApplied { index }, &mut outputs);
+            peers.send(MemberId(3), &PeerMessage::MetaApplied { index }, &mut outputs);
+        }
+        peers.flush(&mut outputs);
+        assert_eq!(outputs.len(), 1);
+    }
+}

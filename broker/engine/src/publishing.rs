@@ -1,0 +1,156 @@
+//! The publish path: permission, routes, one command for each queue, and the confirm once all of them are durable.
+
+use bytes::Bytes;
+use holdfast_journal::EntryReader;
+use holdfast_queue::codec::Message;
+use holdfast_queue::ids::{GroupId, QueueId};
+use holdfast_queue::meta::{MetaMachine, Permission, Placement};
+use holdfast_queue::queue::QueueCommand;
+use holdfast_queue::{Publication, RouteError};
+use holdfast_session::{ChannelId, Publish, Refusal};
+use holdfast_wire::{FieldTable, FieldValue, Properties, ReplyCode};
+
+use crate::arguments::arguments_of;
+use crate::member::Member;
+use crate::requests::Tracked;
+use crate::seam::ConnId;
+use crate::transient::transient_group_of;
+
+/// What a message costs beside its content, bytes.
+const OVERHEAD_BYTES: usize = 128;
+
+/// The group that holds a queue, as commands to it are addressed.
+pub(crate) fn group_of(meta: &MetaMachine, queue: QueueId) -> Option<GroupId> {
+    Some(match meta.queue(queue)?.placement {
+        Placement::Replicated { group } => group,
+        Placement::Transient { owner } => transient_group_of(owner.member),
+    })
+}
+
+impl<R: EntryReader> Member<R> {
+    /// A message from a client. Its end is reported with [`Member::publish_ended`].
+    pub(crate) fn publish(&mut self, conn: ConnId, publish: Publish) {
+        let mut queues = std::mem::take(&mut self.routed);
+        queues.clear();
+        let routed = self.route(conn, &publish, &mut queues);
+        match routed {
+            Ok(properties) => self.store(conn, publish, properties, &queues),
+            Err(refusal) => {
+                let now = self.now.0;
+                if let Some(client) = self.clients.get_mut(&conn) {
+                    client.session.fail_publish(publish.channel, refusal, now);
+                    self.touch(conn);
+                }
+            }
+        }
+        self.routed = queues;
+    }
+
+    /// Finds the queues; gives the properties as they are to be stored.
+    fn route(
+        &self,
+        conn: ConnId,
+        publish: &Publish,
+        queues: &mut Vec<(QueueId, GroupId)>,
+    ) -> Result<Properties, Refusal> {
+        let gone = || Refusal::new(ReplyCode::InternalError, "the metadata is not here");
+        let client = self.clients.get(&conn).ok_or_else(gone)?;
+        let meta = self.metadata().ok_or_else(gone)?;
+        let (vhost, exchange) = (client.vhost.as_str(), publish.exchange.as_str());
+        if !meta.may(&client.user, vhost, Permission::Write, exchange) {
+            let text =
+                format!("write access to exchange '{exchange}' in vhost '{vhost}' refused for user '{}'", client.user);
+            return Err(Refusal::new(ReplyCode::AccessRefused, text));
+        }
+        let headers = if publish.properties.has_headers() { publish.properties.headers().ok().flatten() } else { None };
+        let copies = headers.as_ref().map(Copies::of).unwrap_or_default();
+        let mut keys: Vec<&[u8]> = Vec::with_capacity(1 + copies.keys.len());
+        keys.push(publish.routing_key.as_bytes());
+        keys.extend(copies.keys.iter().map(|key| key.as_ref()));
+        let table = || headers.as_ref().map(arguments_of).unwrap_or_default();
+        let publication = Publication { vhost, exchange, routing_keys: &keys, headers: &table };
+        let mut found = Vec::new();
+        meta.router().route(&publication, &mut found).map_err(|error| refusal_of(error, vhost, exchange))?;
+        queues.extend(found.into_iter().filter_map(|queue| Some((queue, group_of(meta, queue)?))));
+        Ok(match copies.rest {
+            Some(rest) => publish.properties.with_headers(Some(&rest)),
+            None => publish.properties.clone(),
+        })
+    }
+
+    fn store(&mut self, conn: ConnId, publish: Publish, properties: Properties, queues: &[(QueueId, GroupId)]) {
+        let channel = publish.channel;
+        self.metrics.published += 1;
+        let size = publish.body.len() + properties.as_bytes().len() + OVERHEAD_BYTES;
+        let Some(client) = self.clients.get_mut(&conn) else { return };
+        let Some(open) = client.channels.get_mut(&channel) else { return };
+        open.publishes.begin(queues.len() as u32);
+        if queues.is_empty() {
+            if publish.mandatory {
+                self.metrics.returned += 1;
+                let (exchange, key) = (&publish.exchange, &publish.routing_key);
+                client.session.return_message(channel, exchange, key, &publish.properties, &publish.body);
+            }
+            client.session.confirm(channel, publish.seq);
+            self.metrics.confirmed += 1;
+            self.touch(conn);
+            return;
+        }
+        client.unconfirmed_bytes += size * queues.len();
+        let message = Message {
+            exchange: publish.exchange.into_bytes(),
+            routing_key: publish.routing_key.into_bytes(),
+            properties: properties.into_bytes(),
+            body: publish.body,
+        };
+        for (queue, group) in queues {
+            let command = QueueCommand::Publish { queue: *queue, message: message.clone() };
+            let tracked = Tracked::Publish { conn, channel, seq: publish.seq, size: size as u32 };
+            self.track(*group, command, size, tracked);
+        }
+    }
+
+    /// One queue has the message for good.
+    pub(crate) fn publish_ended(&mut self, conn: ConnId, channel: ChannelId, seq: u64, size: u32) {
+        let Some(client) = self.clients.get_mut(&conn) else { return };
+        client.unconfirmed_bytes = client.unconfirmed_bytes.saturating_sub(size as usize);
+        let Some(open) = client.channels.get_mut(&channel) else { return };
+        if open.publishes.end_part(seq - 1) {
+            client.session.confirm(channel, seq);
+            self.metrics.confirmed += 1;
+            self.touched.insert(conn);
+            self.barriers.insert(conn);
+        }
+    }
+}
+
+fn refusal_of(error: RouteError, vhost: &str, exchange: &str) -> Refusal {
+    crate::arguments::refusal_of(error.refusal(vhost, exchange))
+}
+
+/// The routing keys of the `CC` and `BCC` headers, RabbitMQ's sender-selected distribution.
+#[derive(Default)]
+struct Copies {
+    keys: Vec<Bytes>,
+    /// The headers without `BCC`, if it was there.
+    rest: Option<FieldTable>,
+}
+
+impl Copies {
+    fn of(headers: &FieldTable) -> Self {
+        let mut keys = Vec::new();
+        for name in ["CC", "BCC"] {
+            if let Some(FieldValue::Array(array)) = headers.get(name) {
+                keys.extend(array.iter().filter_map(|value| match value {
+                    FieldValue::LongStr(key) => Some(key),
+                    _ => None,
+                }));
+            }
+        }
+        let rest = headers.get("BCC").and_then(|_| {
+            let others = headers.iter().filter(|(name, _)| *name != "BCC");
+            FieldTable::from_entries(others.map(|(name, value)| (name.into_bytes(), value))).ok()
+        });
+        Self { keys, rest }
+    }
+}

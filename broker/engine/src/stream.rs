@@ -1,0 +1,335 @@
+//! What this member, as the home of its sessions, tells one group: a numbered row of commands, kept until the group has
+//! them (design §3.3, "exactly once from session to queue").
+//!
+//! Commands are numbered 1, 2, 3 … for each run of the member and each group. The group takes each number once and in
+//! order, whichever leader they reach and however often they are sent, so everything here is safe to send again: after a
+//! change of leader, after a broken link, after two seconds without an answer. [`Attachment`] is the state of that
+//! conversation: a home first asks the leader for all that it is owed (*attach*), learns from it what has arrived, and
+//! sends only the rest.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use holdfast_queue::codec::{Batch, Codec, Origin};
+use holdfast_queue::ids::{BootId, MemberId};
+use holdfast_queue::time::{Duration, Instant};
+
+/// A home that gets no confirm for this long asks again.
+pub(crate) const ASK_AGAIN: Duration = Duration::from_secs(2);
+/// An attach without an answer is repeated after this.
+const ATTACH_AGAIN: Duration = Duration::from_millis(500);
+/// Commands of one batch hold about this much at most.
+pub(crate) const MAX_BATCH_BYTES: usize = 256 << 10;
+
+/// How this home stands with the group's leader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Attachment {
+    /// Nothing may be sent until the leader has said what it has.
+    Detached,
+    Attaching {
+        since: Instant,
+    },
+    Attached,
+}
+
+#[derive(Debug)]
+struct Retained<C, P> {
+    command: C,
+    publish: Option<P>,
+    size: usize,
+}
+
+/// The commands to one group. `C` is the group's command, `P` names a publish to be confirmed, `W` who waits for a reply.
+#[derive(Debug)]
+pub(crate) struct HomeStream<C, P, W> {
+    /// Number of the first retained command.
+    first: u64,
+    retained: VecDeque<Retained<C, P>>,
+    retained_bytes: usize,
+    /// The highest number that was sent in this attachment.
+    sent: u64,
+    /// Requests without a reply, by number.
+    waiting: BTreeMap<u64, W>,
+    /// The leader that is talked to, and its term.
+    leader: Option<(MemberId, u64)>,
+    attachment: Attachment,
+    /// When the group last took something in, or when something was first sent after it had all.
+    progress: Instant,
+    /// The last gap that was answered by sending again, and when.
+    gap: Option<(u64, Instant)>,
+}
+
+impl<C, P, W> Default for HomeStream<C, P, W> {
+    fn default() -> Self {
+        Self {
+            first: 1,
+            retained: VecDeque::new(),
+            retained_bytes: 0,
+            sent: 0,
+            waiting: BTreeMap::new(),
+            leader: None,
+            attachment: Attachment::Detached,
+            progress: Instant(0),
+            gap: None,
+        }
+    }
+}
+
+impl<C: Codec + Clone, P: Copy, W> HomeStream<C, P, W> {
+    /// Appends a command of about `size` bytes; `publish` is given back when it is confirmed, `waiter` when it is
+    /// answered.
+    pub(crate) fn push(&mut self, command: C, size: usize, publish: Option<P>, waiter: Option<W>) -> u64 {
+        let seq = self.first + self.retained.len() as u64;
+        self.retained.push_back(Retained { command, publish, size });
+        self.retained_bytes += size;
+        if let Some(waiter) = waiter {
+            self.waiting.insert(seq, waiter);
+        }
+        seq
+    }
+
+    /// Lets `join` add to the last command, if that has not been sent yet.
+    pub(crate) fn merge(&mut self, join: impl FnOnce(&mut C) -> bool) -> bool {
+        let unsent = self.first + self.retained.len() as u64 > self.sent + 1;
+        unsent && self.retained.back_mut().is_some_and(|last| join(&mut last.command))
+    }
+
+    pub(crate) fn leader(&self) -> Option<(MemberId, u64)> {
+        self.leader
+    }
+
+    pub(crate) fn attachment(&self) -> Attachment {
+        self.attachment
+    }
+
+    /// Bytes of commands that the group does not have yet.
+    pub(crate) fn retained_bytes(&self) -> usize {
+        self.retained_bytes
+    }
+
+    /// The group has a leader in this term. True if that is news, so that the stream must be attached again.
+    pub(crate) fn led_by(&mut self, leader: MemberId, term: u64) -> bool {
+        if self.leader.is_some_and(|(known, at)| at > term || (at == term && known == leader)) {
+            return false;
+        }
+        self.leader = Some((leader, term));
+        self.attachment = Attachment::Detached;
+        true
+    }
+
+    /// What the leader sent may be lost: ask again.
+    pub(crate) fn detach(&mut self) {
+        self.attachment = Attachment::Detached;
+    }
+
+    /// True when an attach must be sent now, to [`HomeStream::leader`]. With nothing owed either way there is no need
+    /// to ask, so the stream is attached at once.
+    pub(crate) fn begin_attach(&mut self, has_consumers: bool, now: Instant) -> bool {
+        if self.leader.is_none() || self.attachment != Attachment::Detached {
+            return false;
+        }
+        if self.sent < self.first && self.waiting.range(..self.first).next().is_none() && !has_consumers {
+            self.attachment = Attachment::Attached;
+            return false;
+        }
+        self.attachment = Attachment::Attaching { since: now };
+        true
+    }
+
+    /// The leader has sent all that was owed; what the group has not confirmed is sent again.
+    pub(crate) fn attached(&mut self, term: u64, now: Instant) {
+        if self.leader.is_some_and(|(_, known)| known == term)
+            && matches!(self.attachment, Attachment::Attaching { .. })
+        {
+            self.attachment = Attachment::Attached;
+            self.sent = self.first - 1;
+            self.progress = now;
+            self.gap = None;
+        }
+    }
+
+    /// The next commands to send, if the stream is attached and there are any.
+    pub(crate) fn next_batch(&mut self, boot: BootId, now: Instant) -> Option<Batch<C>> {
+        if self.attachment != Attachment::Attached {
+            return None;
+        }
+        let sent = self.sent.max(self.first - 1);
+        let start = (sent + 1 - self.first) as usize;
+        let mut size = 0;
+        let mut commands = Vec::with_capacity(self.retained.len().saturating_sub(start).min(1024));
+        for retained in self.retained.range(start.min(self.retained.len())..) {
+            if size > 0 && size + retained.size > MAX_BATCH_BYTES {
+                break;
+            }
+            size += retained.size;
+            commands.push(retained.command.clone());
+        }
+        if commands.is_empty() {
+            return None;
+        }
+        if sent < self.first {
+            self.progress = now;
+        }
+        self.sent = sent + commands.len() as u64;
+        Some(Batch { origin: Some(Origin { boot, first: sent + 1, answered: self.answered() }), commands })
+    }
+
+    fn answered(&self) -> u64 {
+        match self.waiting.first_key_value() {
+            Some((first, _)) => first - 1,
+            None => self.first - 1,
+        }
+    }
+
+    /// The group has all commands up to `seq`. Returns the publishes among them that it did not have before.
+    pub(crate) fn confirmed(&mut self, seq: u64, now: Instant) -> Vec<P> {
+        let mut publishes = Vec::new();
+        while self.first <= seq {
+            let Some(retained) = self.retained.pop_front() else { break };
+            self.retained_bytes -= retained.size;
+            self.first += 1;
+            publishes.extend(retained.publish);
+            self.progress = now;
+        }
+        publishes
+    }
+
+    /// The answer to a request came; a repeated answer has nobody waiting.
+    pub(crate) fn replied(&mut self, seq: u64, now: Instant) -> Option<W> {
+        self.progress = now;
+        self.waiting.remove(&seq)
+    }
+
+    /// A batch did not follow on what the group has: send again from `expected`. False when the group expects a command
+    /// that is not kept any more, so that the stream cannot go on.
+    pub(crate) fn gap(&mut self, expected: u64, now: Instant) -> bool {
+        if expected < self.first {
+            return false;
+        }
+        let repeated = self.gap.is_some_and(|(at, when)| at == expected && now.since(when) < ATTACH_AGAIN);
+        if !repeated && expected <= self.sent {
+            self.gap = Some((expected, now));
+            self.sent = expected - 1;
+        }
+        true
+    }
+
+    /// Asks again when an answer is overdue. True if it was.
+    pub(crate) fn check_overdue(&mut self, now: Instant) -> bool {
+        let overdue = match self.attachment {
+            Attachment::Detached => false,
+            Attachment::Attaching { since } => now.since(since) >= ATTACH_AGAIN,
+            Attachment::Attached => {
+                let owed = self.sent >= self.first || self.waiting.range(..=self.sent).next().is_some();
+                owed && now.since(self.progress) >= ASK_AGAIN
+            }
+        };
+        if overdue {
+            self.attachment = Attachment::Detached;
+            self.progress = now;
+        }
+        overdue
+    }
+
+    /// Ends the stream: the publishes without a confirm and the requests without a reply.
+    pub(crate) fn into_unfinished(self) -> (Vec<P>, Vec<W>) {
+        let publishes = self.retained.into_iter().filter_map(|retained| retained.publish).collect();
+        (publishes, self.waiting.into_values().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_queue::ids::QueueId;
+    use holdfast_queue::queue::QueueCommand;
+
+    const BOOT: BootId = BootId(7);
+    const NOW: Instant = Instant(1_000_000);
+
+    fn purge(queue: u64) -> QueueCommand {
+        QueueCommand::Purge { queue: QueueId(queue) }
+    }
+
+    fn stream() -> HomeStream<QueueCommand, u32, char> {
+        let mut stream = HomeStream::default();
+        assert!(stream.led_by(MemberId(1), 4));
+        assert!(!stream.begin_attach(false, NOW), "a new stream is owed nothing");
+        stream
+    }
+
+    fn numbers(batch: &Batch<QueueCommand>) -> (u64, usize) {
+        (batch.origin.expect("numbered").first, batch.commands.len())
+    }
+
+    #[test]
+    fn what_was_sent_and_not_confirmed_is_sent_again_to_the_next_leader() {
+        let mut stream = stream();
+        for number in 1..=3 {
+            stream.push(purge(number), 10, Some(number as u32), None);
+        }
+        assert_eq!(numbers(&stream.next_batch(BOOT, NOW).expect("three")), (1, 3));
+        assert_eq!(stream.next_batch(BOOT, NOW), None);
+        assert_eq!(stream.confirmed(1, NOW), [1]);
+        assert!(stream.led_by(MemberId(2), 5));
+        assert!(stream.begin_attach(false, NOW));
+        stream.push(purge(4), 10, Some(4), None);
+        assert_eq!(stream.next_batch(BOOT, NOW), None, "first the leader says what it has");
+        assert_eq!(stream.confirmed(2, NOW), [2]);
+        stream.attached(5, NOW);
+        assert_eq!(numbers(&stream.next_batch(BOOT, NOW).expect("the rest")), (3, 2));
+        assert!(!stream.led_by(MemberId(1), 4), "an older leader is no news");
+    }
+
+    #[test]
+    fn a_gap_rewinds_once_and_a_lost_command_is_reported() {
+        let mut stream = stream();
+        for number in 1..=4 {
+            stream.push(purge(number), 10, None, None);
+        }
+        stream.next_batch(BOOT, NOW).expect("all");
+        stream.confirmed(2, NOW);
+        assert!(stream.gap(3, NOW));
+        assert_eq!(numbers(&stream.next_batch(BOOT, NOW).expect("again")), (3, 2));
+        assert!(stream.gap(3, NOW), "each lost batch reports the same gap");
+        assert_eq!(stream.next_batch(BOOT, NOW), None);
+        assert!(!stream.gap(1, NOW));
+    }
+
+    #[test]
+    fn replies_are_forgotten_only_up_to_the_first_that_is_missing() {
+        let mut stream = stream();
+        stream.push(purge(1), 10, None, Some('a'));
+        stream.push(purge(2), 10, None, Some('b'));
+        stream.next_batch(BOOT, NOW).expect("both");
+        stream.confirmed(2, NOW);
+        assert_eq!(stream.replied(2, NOW), Some('b'));
+        assert_eq!(stream.replied(2, NOW), None);
+        stream.push(purge(3), 10, None, None);
+        let batch = stream.next_batch(BOOT, NOW).expect("one");
+        assert_eq!(batch.origin.expect("numbered").answered, 0);
+    }
+
+    #[test]
+    fn silence_for_two_seconds_asks_again() {
+        let mut stream = stream();
+        stream.push(purge(1), 10, None, Some('a'));
+        stream.next_batch(BOOT, NOW).expect("one");
+        assert!(!stream.check_overdue(NOW + Duration::from_millis(1_999)));
+        assert!(stream.check_overdue(NOW + ASK_AGAIN));
+        assert!(stream.begin_attach(false, NOW + ASK_AGAIN));
+        stream.confirmed(1, NOW + ASK_AGAIN);
+        stream.attached(4, NOW + ASK_AGAIN);
+        assert!(!stream.check_overdue(NOW + ASK_AGAIN));
+        assert!(stream.check_overdue(NOW + ASK_AGAIN + ASK_AGAIN), "the reply is still missing");
+    }
+
+    #[test]
+    fn batches_are_bounded_and_a_large_command_goes_alone() {
+        let mut stream = stream();
+        for (number, size) in [(1, 10), (2, MAX_BATCH_BYTES + 1), (3, 10)] {
+            stream.push(purge(number), size, None, None);
+        }
+        let sizes: Vec<_> = std::iter::from_fn(|| stream.next_batch(BOOT, NOW)).map(|batch| numbers(&batch)).collect();
+        assert_eq!(sizes, [(1, 1), (2, 1), (3, 1)]);
+    }
+}
