@@ -1,4 +1,5 @@
-//! Argument tables of declares and bindings, and message headers: AMQP 0-9-1 §4.2.5.5 field tables with the types as RabbitMQ reads them.
+//! Argument tables of declares and bindings, and message headers: AMQP 0-9-1 §4.2.5.5 field tables with the types as
+//! RabbitMQ reads them.
 
 use crate::codec::{Codec, DecodeError, Reader, Writer};
 use bytes::Bytes;

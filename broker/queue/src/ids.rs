@@ -38,7 +38,8 @@ impl GroupId {
     pub const META: GroupId = GroupId(0);
 }
 
-/// Tells a group from its earlier lives (design §3.1). Compared before the term; equal counters with different nonces refuse each other.
+/// Tells a group from its earlier lives (design §3.1). Compared before the term; equal counters with different nonces
+/// refuse each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Incarnation {
     /// Grows with every recovery of the group.
@@ -83,8 +84,8 @@ impl ConsumerId {
     }
 }
 
-/// Where a message's content is: the Raft entry that published it, and the byte offset of its command in the entry's payload
-/// ([`crate::codec::message_at`]). The order of these is the order in which the group took the messages in.
+/// Where a message's content is: the Raft entry that published it, and the byte offset of its command in the entry's
+/// payload ([`crate::codec::message_at`]). The order of these is the order in which the group took the messages in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MessageRef {
     /// Raft index of the entry.

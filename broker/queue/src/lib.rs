@@ -1,7 +1,7 @@
 //! The deterministic machines: queues, and the cluster's metadata.
 //!
-//! Nothing here does I/O, reads a clock or draws a random number. A machine takes the payloads of committed log entries and gives effects; message
-//! contents stay in the journal, the state holds only where they are.
+//! Nothing here does I/O, reads a clock or draws a random number. A machine takes the payloads of committed log entries
+//! and gives effects; message contents stay in the journal, the state holds only where they are.
 
 pub mod arguments;
 pub mod codec;

@@ -14,7 +14,8 @@ pub struct ApplyMeta {
     pub term: u64,
 }
 
-/// A deterministic state machine: the same payloads in the same order give the same state and the same effects on every replica.
+/// A deterministic state machine: the same payloads in the same order give the same state and the same effects on every
+/// replica.
 pub trait Machine: Sized {
     /// What applying leads to. Replicas drop them, the leader lets them out.
     type Effect;

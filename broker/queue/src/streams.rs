@@ -1,18 +1,20 @@
 //! Exactly once from home to group: what arrives twice is applied once, in order, and answered alike.
 //!
-//! **The rule.** All that a home member tells a group is one stream, numbered 1, 2, 3 … per (boot, group); a group's state holds the last
-//! number per boot. The next number is applied, an older one is not (its confirm and its remembered reply are given again), a gap is refused with the
-//! number expected. A stream never seen starts at 1.
+//! **The rule.** All that a home member tells a group is one stream, numbered 1, 2, 3 … per (boot, group); a group's
+//! state holds the last number per boot. The next number is applied, an older one is not (its confirm and its
+//! remembered reply are given again), a gap is refused with the number expected. A stream never seen starts at 1.
 //!
-//! **Why per boot and not per channel.** A channel's end is a command in the same stream, so nothing of that channel can follow it, and no memory of
-//! closed channels is needed to refuse a late copy. Acks, subscriptions and closes need the same protection as publishes, and get it from the same
-//! number. Order per channel follows from order per home.
+//! **Why per boot and not per channel.** A channel's end is a command in the same stream, so nothing of that channel
+//! can follow it, and no memory of closed channels is needed to refuse a late copy. Acks, subscriptions and closes need
+//! the same protection as publishes, and get it from the same number. Order per channel follows from order per home.
 //!
-//! **Ends.** `BootEnded` drops the stream. The last [`ENDED_KEPT`] ended boots are remembered and their late batches refused: without
-//! that, a batch from before the end would start a stream anew and store its messages twice. Boots are random and never come back, and a leader takes
-//! no batch from a boot that its metadata does not show as running, so the bound only has to outlast what is under way.
+//! **Ends.** `BootEnded` drops the stream. The last [`ENDED_KEPT`] ended boots are remembered and their late batches
+//! refused: without that, a batch from before the end would start a stream anew and store its messages twice. Boots are
+//! random and never come back, and a leader takes no batch from a boot that its metadata does not show as running, so
+//! the bound only has to outlast what is under way.
 //!
-//! Replies are kept until the home says that it has them ([`Origin::answered`]), as in the client sessions of the Raft dissertation, §6.3.
+//! Replies are kept until the home says that it has them ([`Origin::answered`]), as in the client sessions of the Raft
+//! dissertation, §6.3.
 
 use crate::codec::{Codec, DecodeError, Origin, Reader, Writer};
 use crate::ids::BootId;

@@ -108,7 +108,7 @@ fn metadata_commands_come_back() {
 
 #[test]
 fn values_that_nest_too_deeply_are_refused_and_do_not_exhaust_the_stack() {
-    let mut deep = vec![b'A', 1].repeat(100_000);
+    let mut deep = [b'A', 1].repeat(100_000);
     deep.push(b'V');
     let refused = Value::from_bytes(&Bytes::from(deep));
     assert!(matches!(refused, Err(DecodeError::Invalid(_) | DecodeError::Truncated)), "{refused:?}");

@@ -317,7 +317,8 @@ macro_rules! codec_struct {
     )* };
 }
 
-/// Gives an enum of unit and struct variants a [`Codec`]: a tag, then the variant's fields in the order listed. Tags are never reused.
+/// Gives an enum of unit and struct variants a [`Codec`]: a tag, then the variant's fields in the order listed. Tags
+/// are never reused.
 macro_rules! codec_enum {
     ($ty:ident, $what:literal { $($tag:literal => $variant:ident $({ $($field:ident),* $(,)? })?),* $(,)? }) => {
         impl $crate::codec::Codec for $ty {

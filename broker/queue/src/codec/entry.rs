@@ -16,8 +16,8 @@ const ENTRY_HEADER: usize = 9;
 
 /// Which home member sent a batch, and where the batch stands in all that it ever sent to this group.
 ///
-/// Everything that a home tells a group (publishes, acks, subscriptions, closes) is one stream of commands numbered 1, 2, 3 … per
-/// (boot, group): see [`crate::streams::Streams`].
+/// Everything that a home tells a group (publishes, acks, subscriptions, closes) is one stream of commands numbered 1,
+/// 2, 3 … per (boot, group): see [`crate::streams::Streams`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Origin {
     /// The home member's run.
@@ -204,8 +204,8 @@ impl EntryBuilder {
         batch.encode(&mut self.out);
     }
 
-    /// Adds a batch as another member sent it ([`Batch::to_bytes`]), after checking that it is one, since a malformed batch would make
-    /// the whole entry a no-op.
+    /// Adds a batch as another member sent it ([`Batch::to_bytes`]), after checking that it is one, since a malformed
+    /// batch would make the whole entry a no-op.
     ///
     /// # Errors
     /// When the bytes are not one whole batch of commands `C`; the entry is as before.
@@ -232,7 +232,8 @@ impl EntryBuilder {
     }
 }
 
-/// The message that the command at offset `sub` of an entry's payload published. Costs the same wherever in the entry it is.
+/// The message that the command at offset `sub` of an entry's payload published. Costs the same wherever in the entry
+/// it is.
 ///
 /// # Errors
 /// When no publish command starts there.

@@ -1,7 +1,9 @@
-//! How commands, effects and snapshots look in the log and on peer links: our own, versioned, compact, and zero-copy for bodies.
+//! How commands, effects and snapshots look in the log and on peer links: our own, versioned, compact, and zero-copy
+//! for bodies.
 //!
-//! Integers are LEB128 varints (signed ones zigzagged), random identifiers eight bytes little-endian, strings and bytes length-prefixed,
-//! enums a tag byte. Decoding takes any bytes: it answers with an error, never with a panic or a large allocation.
+//! Integers are LEB128 varints (signed ones zigzagged), random identifiers eight bytes little-endian, strings and bytes
+//! length-prefixed, enums a tag byte. Decoding takes any bytes: it answers with an error, never with a panic or a large
+//! allocation.
 
 mod buffer;
 mod entry;

@@ -68,7 +68,8 @@ impl Codec for Grant {
 
 const ANYTHING: &str = ".*";
 
-/// A regular expression over names, searched for anywhere in the name as RabbitMQ does; an empty one matches the empty name only.
+/// A regular expression over names, searched for anywhere in the name as RabbitMQ does; an empty one matches the empty
+/// name only.
 #[derive(Clone, Debug)]
 struct Pattern {
     text: String,

@@ -148,7 +148,8 @@ pub enum MetaCommand {
         /// Who asks.
         session: SessionId,
     },
-    /// `queue.declare`, not passive. An exclusive or not durable queue lives on the declaring member alone; any other gets a group.
+    /// `queue.declare`, not passive. An exclusive or not durable queue lives on the declaring member alone; any other
+    /// gets a group.
     DeclareQueue {
         /// Where.
         vhost: String,
@@ -165,7 +166,8 @@ pub enum MetaCommand {
         /// Who asks.
         session: SessionId,
     },
-    /// Takes a queue and its bindings out. Conditions were checked by the queue's own machine. One that is not there is no error.
+    /// Takes a queue and its bindings out. Conditions were checked by the queue's own machine. One that is not there is
+    /// no error.
     DeleteQueue {
         /// Which.
         queue: QueueId,

@@ -4,8 +4,9 @@ use crate::codec::{codec_enum, codec_struct};
 use crate::ids::{BootId, GroupId, Incarnation, MemberId, QueueId};
 use std::fmt;
 
-/// What a metadata command leads to. The first four leave on the leader only; `Changed` concerns every member that applies it. A member that
-/// starts or takes a snapshot gets no `Changed` for what came before: it compares itself with the whole state.
+/// What a metadata command leads to. The first four leave on the leader only; `Changed` concerns every member that
+/// applies it. A member that starts or takes a snapshot gets no `Changed` for what came before: it compares itself with
+/// the whole state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MetaEffect {
     /// All commands of this home numbered up to `seq` are in.
@@ -133,7 +134,8 @@ pub enum Change {
         /// Which.
         member: MemberId,
     },
-    /// A run ended: group leaders propose [`crate::queue::QueueCommand::BootEnded`], and the run itself, if it hears this, drops its sessions.
+    /// A run ended: group leaders propose [`crate::queue::QueueCommand::BootEnded`], and the run itself, if it hears
+    /// this, drops its sessions.
     BootEnded {
         /// Whose.
         member: MemberId,

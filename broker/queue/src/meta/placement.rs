@@ -41,9 +41,10 @@ pub(super) fn discount(loads: &mut BTreeMap<MemberId, Load>, group: &GroupInfo) 
     }
 }
 
-/// Picks `factor` voters (fewer if there are fewer members) and who leads them first. The first pick is the leader: `near`, the declaring
-/// member, if it runs. After it each pick is, in this order of weight: a running member, in the zone with the fewest picks so far, with the fewest
-/// replicas, with the lowest id. Members that do not run come last but are not left out: the group has its full factor once they are back.
+/// Picks `factor` voters (fewer if there are fewer members) and who leads them first. The first pick is the leader:
+/// `near`, the declaring member, if it runs. After it each pick is, in this order of weight: a running member, in the
+/// zone with the fewest picks so far, with the fewest replicas, with the lowest id. Members that do not run come last
+/// but are not left out: the group has its full factor once they are back.
 pub(super) fn place(
     members: &BTreeMap<MemberId, MemberInfo>,
     loads: &BTreeMap<MemberId, Load>,

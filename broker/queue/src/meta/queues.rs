@@ -139,7 +139,8 @@ impl MetaMachine {
         }
     }
 
-    /// As good as random to anyone who does not share this log: two clusters, or two recoveries of one, do not agree on it.
+    /// As good as random to anyone who does not share this log: two clusters, or two recoveries of one, do not agree on
+    /// it.
     fn nonce(&self, meta: &ApplyMeta, group: GroupId) -> u64 {
         let cluster = self.cluster.as_ref().map_or("", |cluster| cluster.cluster_id.as_str());
         let epoch = self.cluster.as_ref().map_or(0, |cluster| cluster.epoch);

@@ -44,19 +44,21 @@ pub enum QueueCommand {
         consumer: ConsumerId,
         /// The client's consumer tag, for listings.
         tag: Bytes,
-        /// For listings only: the home settles the deliveries of such a consumer itself once they are written to the client, so that the
-        /// death of a leader loses nothing. Give it a prefetch that bounds what is under way.
+        /// For listings only: the home settles the deliveries of such a consumer itself once they are written to the
+        /// client, so that the death of a leader loses nothing. Give it a prefetch that bounds what is under way.
         no_ack: bool,
         /// No other consumer beside it.
         exclusive: bool,
         /// Most unacknowledged messages at a time; 0 = no limit.
         prefetch: u32,
-        /// Deliveries up to this number may be sent; see [`QueueCommand::Credit`]. `u64::MAX` = as many as the prefetch allows.
+        /// Deliveries up to this number may be sent; see [`QueueCommand::Credit`]. `u64::MAX` = as many as the prefetch
+        /// allows.
         credit_to: u64,
         /// `x-priority`: consumers of a higher priority are served first.
         priority: i32,
     },
-    /// Request. Ends a consumer. What it has not settled stays with it until it is settled or the channel closes (AMQP 0-9-1 basic.cancel).
+    /// Request. Ends a consumer. What it has not settled stays with it until it is settled or the channel closes (AMQP
+    /// 0-9-1 basic.cancel).
     Cancel {
         /// Of which queue.
         queue: QueueId,
@@ -83,8 +85,8 @@ pub enum QueueCommand {
         /// As in `Subscribe`.
         prefetch: u32,
     },
-    /// Lets deliveries up to a number go out: the home raises it as the client reads, so a client that does not read stops its consumer
-    /// and nobody else's. A lower number than before changes nothing.
+    /// Lets deliveries up to a number go out: the home raises it as the client reads, so a client that does not read
+    /// stops its consumer and nobody else's. A lower number than before changes nothing.
     Credit {
         /// Of which queue.
         queue: QueueId,
@@ -125,7 +127,8 @@ pub enum QueueCommand {
         /// Which connection.
         session: SessionId,
     },
-    /// Ends all that a member's run left behind. Not numbered: the group's leader proposes it when the metadata says so.
+    /// Ends all that a member's run left behind. Not numbered: the group's leader proposes it when the metadata says
+    /// so.
     BootEnded {
         /// Which run.
         boot: BootId,

@@ -18,7 +18,8 @@ pub(super) struct Consumer {
     pub(super) credit_to: u64,
     /// The highest delivery number that went out.
     pub(super) last: u64,
-    /// It gets nothing any more and lives on only for what it has not settled. So does every `basic.get` from the start.
+    /// It gets nothing any more and lives on only for what it has not settled. So does every `basic.get` from the
+    /// start.
     pub(super) cancelled: bool,
     /// It stands in the rotation.
     pub(super) queued: bool,

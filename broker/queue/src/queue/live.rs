@@ -3,8 +3,9 @@
 use crate::codec::{Codec, DecodeError, Reader, Writer};
 use std::collections::VecDeque;
 
-/// Counts live messages per entry. Entries come in ascending order and mostly go in it too, so a deque of counts with binary search is
-/// both the smallest and the quickest; those that went out of order leave a zero until it reaches the front or zeros are the majority.
+/// Counts live messages per entry. Entries come in ascending order and mostly go in it too, so a deque of counts with
+/// binary search is both the smallest and the quickest; those that went out of order leave a zero until it reaches the
+/// front or zeros are the majority.
 #[derive(Clone, Debug, Default)]
 pub(super) struct LiveIndexes {
     slots: VecDeque<Slot>,

@@ -19,7 +19,8 @@ const SNAPSHOT_VERSION: u8 = 1;
 /// How many deleted queues are remembered, so that a late `CreateQueue` does not make one again.
 const DELETED_KEPT: usize = 4096;
 
-/// The state of a queue group: queues, where their messages' contents are, who consumes them, and what was already taken in from whom.
+/// The state of a queue group: queues, where their messages' contents are, who consumes them, and what was already
+/// taken in from whom.
 #[derive(Clone, Debug, Default)]
 pub struct QueueMachine {
     queues: BTreeMap<QueueId, Queue>,
@@ -36,8 +37,8 @@ pub struct QueueMachine {
 /// What a consumer has not settled: the answer to a home that may have missed deliveries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outstanding {
-    /// The answer is complete up to this delivery number: numbers up to it that are not listed were settled or returned. Ask again from here if
-    /// the consumer went further.
+    /// The answer is complete up to this delivery number: numbers up to it that are not listed were settled or
+    /// returned. Ask again from here if the consumer went further.
     pub through: u64,
     /// In order of their numbers.
     pub deliveries: Vec<Delivery>,
@@ -69,8 +70,8 @@ impl QueueMachine {
         self.queues.get(&queue).map(|queue| (queue.vhost.as_str(), queue.name.as_str()))
     }
 
-    /// Runs of members that left something here (a stream or consumers): a new leader proposes [`QueueCommand::BootEnded`] for those that the
-    /// metadata does not show as running.
+    /// Runs of members that left something here (a stream or consumers): a new leader proposes
+    /// [`QueueCommand::BootEnded`] for those that the metadata does not show as running.
     pub fn boots(&self) -> BTreeSet<BootId> {
         let consumers = self.queues.values().flat_map(Queue::positions).map(|(id, _)| id.boot());
         self.streams.boots().map(|(boot, _)| boot).chain(consumers).collect()
@@ -93,7 +94,8 @@ impl QueueMachine {
         confirms.chain(replies).chain(positions).chain(deleted).collect()
     }
 
-    /// What a consumer was sent above a delivery number and has not settled, at most `limit` of it. `None` when there is no such consumer.
+    /// What a consumer was sent above a delivery number and has not settled, at most `limit` of it. `None` when there
+    /// is no such consumer.
     pub fn deliveries_after(
         &self,
         queue: QueueId,
@@ -291,7 +293,8 @@ impl QueueMachine {
         }
     }
 
-    /// At the end of an entry: one whose own messages all went within it may have got others after that. `from` is where this entry's deaths begin.
+    /// At the end of an entry: one whose own messages all went within it may have got others after that. `from` is
+    /// where this entry's deaths begin.
     fn settle_own_death(&mut self, from: usize, index: u64) {
         let recent = self.dead.split_off(from);
         let died = recent.contains(&index) && !self.live.holds(index);

@@ -23,8 +23,8 @@ struct Fresh {
     size: u32,
 }
 
-/// Ready messages in order. Only messages that were taken from the front come back, so those that came back are all older than those that were
-/// never out: two lines, one after the other.
+/// Ready messages in order. Only messages that were taken from the front come back, so those that came back are all
+/// older than those that were never out: two lines, one after the other.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ReadyLine {
     returned: BTreeMap<MessageRef, (u32, u32)>,

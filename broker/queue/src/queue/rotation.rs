@@ -17,7 +17,8 @@ impl Rotation {
         self.classes.entry(Reverse(priority)).or_default().push_back(consumer);
     }
 
-    /// Takes the consumer whose turn it is. An emptied class stays until [`Rotation::tidy`], since its consumer usually comes straight back.
+    /// Takes the consumer whose turn it is. An emptied class stays until [`Rotation::tidy`], since its consumer usually
+    /// comes straight back.
     pub(super) fn next(&mut self) -> Option<ConsumerId> {
         self.classes.values_mut().find_map(VecDeque::pop_front)
     }

@@ -154,7 +154,8 @@ impl Queue {
         }
     }
 
-    /// Ends the consumers in `range` and returns what they have not settled. True if one of them was not cancelled before.
+    /// Ends the consumers in `range` and returns what they have not settled. True if one of them was not cancelled
+    /// before.
     pub(super) fn close(&mut self, range: RangeInclusive<ConsumerId>) -> bool {
         let mut ended = false;
         for id in self.ids(range.clone()) {
@@ -215,7 +216,8 @@ impl Queue {
         self.consumers.iter().map(|(id, consumer)| (*id, consumer.last))
     }
 
-    /// What a consumer has not settled above a delivery number, at most `limit`, and the number up to which this is all.
+    /// What a consumer has not settled above a delivery number, at most `limit`, and the number up to which this is
+    /// all.
     pub(super) fn unsettled_after(&self, id: ConsumerId, number: u64, limit: usize) -> Option<(u64, Vec<Delivery>)> {
         let consumer = self.consumers.get(&id)?;
         let Some(start) = number.checked_add(1) else { return Some((consumer.last, Vec::new())) };

@@ -14,7 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use targets::Targets;
 use topic::TopicTrie;
 
-/// Routes of all virtual hosts. Derived from the metadata and kept up with it, so that a publish looks nothing up but its exchange and key.
+/// Routes of all virtual hosts. Derived from the metadata and kept up with it, so that a publish looks nothing up but
+/// its exchange and key.
 #[derive(Clone, Debug, Default)]
 pub struct Router {
     vhosts: BTreeMap<String, Routes>,
@@ -81,7 +82,8 @@ impl RouteError {
 }
 
 impl Router {
-    /// Appends the queues that a message goes to, each once, in order of their ids. None is no error: the message is unroutable.
+    /// Appends the queues that a message goes to, each once, in order of their ids. None is no error: the message is
+    /// unroutable.
     ///
     /// # Errors
     /// When clients cannot publish to the exchange.

@@ -1,11 +1,12 @@
-//! Topic patterns of one exchange: words separated by dots, `*` stands for one word, `#` for any number of them (AMQP 0-9-1 §3.1.3.3).
+//! Topic patterns of one exchange: words separated by dots, `*` stands for one word, `#` for any number of them (AMQP
+//! 0-9-1 §3.1.3.3).
 
 use super::Targets;
 use super::targets::Target;
 use std::collections::BTreeMap;
 
-/// A trie of patterns, walked as a set of places at once: the cost of a match grows with the words times the places reached, whatever the
-/// patterns (trying each way through several `#` one after the other would grow exponentially).
+/// A trie of patterns, walked as a set of places at once: the cost of a match grows with the words times the places
+/// reached, whatever the patterns (trying each way through several `#` one after the other would grow exponentially).
 #[derive(Clone, Debug)]
 pub(super) struct TopicTrie {
     places: Vec<Place>,
