@@ -286,8 +286,10 @@ impl Connection {
     }
 
     /// An error of a publish (404 no exchange, 403 …): blames `basic.publish`, closes the channel or the connection.
+    /// What the channel sent after it and the engine has not polled yet is dropped, as in RabbitMQ.
     pub fn fail_publish(&mut self, channel: ChannelId, refusal: Refusal, now_us: u64) {
         if live(&mut self.channels, channel).is_some() {
+            self.shared.out.drop_requests_of(channel);
             self.fail(channel.number, AmqpError::new(refusal.code, refusal.text, PUBLISH), now_us);
         }
     }
@@ -522,7 +524,8 @@ impl Connection {
                 class_id: error.method.class,
                 method_id: error.method.method,
             };
-            let (id, client_closes) = (channel.id, channel.abandon(&mut self.shared));
+            let (id, was) = (channel.id, channel.stage);
+            let client_closes = channel.abandon(&mut self.shared) || was == Stage::Closing;
             channel.stage = Stage::Failed;
             self.shared.out.method(number, &method);
             if client_closes {

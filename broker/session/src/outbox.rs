@@ -6,7 +6,7 @@ use holdfast_wire::{
     write_heartbeat,
 };
 
-use crate::{Config, Request, Settle};
+use crate::{ChannelId, Config, Request, Settle};
 
 /// Pieces of a body from this size on are sent as they are; smaller ones are copied next to their frame's head.
 const COPY_LIMIT_BYTES: usize = 16 << 10;
@@ -84,6 +84,16 @@ impl Outbox {
         if !self.handed.last_mut().is_some_and(|last| extend(last, &settle)) {
             self.handed.push(settle);
         }
+    }
+
+    /// Drops what a channel has asked and the engine has not seen.
+    pub fn drop_requests_of(&mut self, id: ChannelId) {
+        self.requests.retain(|request| match request {
+            Request::Publish(publish) => publish.channel != id,
+            Request::Settle(settle) => settle.channel != id,
+            Request::Call { channel, .. } | Request::CloseChannel { channel } => *channel != id,
+            _ => true,
+        });
     }
 
     pub fn next_request(&mut self) -> Option<Request> {

@@ -98,9 +98,9 @@ fn broken_framing_is_told_and_the_rest_is_not_read() {
 
 #[test]
 fn undecodable_methods_name_what_is_wrong() {
-    let cases: [(&'static [u8], ReplyCode, &str, (u16, u16)); 3] = [
+    let cases = [
         (
-            b"\x01\0\x01\0\0\0\x04\0\x3c\x03\xe7\xce",
+            &b"\x01\0\x01\0\0\0\x04\0\x3c\x03\xe7\xce"[..],
             ReplyCode::NotImplemented,
             "NOT_IMPLEMENTED - unknown method id (60, 999)",
             (60, 999),

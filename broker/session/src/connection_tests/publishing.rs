@@ -97,6 +97,25 @@ fn a_publish_to_no_exchange_closes_the_channel_after_earlier_confirms() {
 }
 
 #[test]
+fn what_follows_a_failed_publish_is_dropped_and_the_number_is_free_if_the_client_closed() {
+    let (mut script, channel) = Script::with_channel();
+    let other = script.open_channel(2);
+    script.publish(1, "bad");
+    script.publish(1, "later");
+    script.publish(2, "other");
+    script.send(1, channel_close());
+    assert!(matches!(script.connection.poll_request(), Some(Request::Publish(_))));
+    script.connection.fail_publish(channel, Refusal::new(ReplyCode::NotFound, "no exchange"), 0);
+    let requests = script.requests();
+    assert!(
+        matches!(&requests[..], [Request::Publish(publish), Request::ChannelLost { .. }] if publish.channel == other)
+    );
+    let seen = script.methods();
+    assert!(matches!(seen[..], [(1, Method::ChannelClose { .. }), (1, Method::ChannelCloseOk {})]), "{seen:?}");
+    script.open_channel(1);
+}
+
+#[test]
 fn properties_that_lie_are_refused() {
     let other_user = BasicProperties { user_id: Some(short("root")), ..Default::default() };
     let expiration = |text| BasicProperties { expiration: Some(short(text)), ..Default::default() };
