@@ -21,7 +21,7 @@ use crate::writes::After;
 use holdfast_queue::time::Instant;
 
 /// The log position of a group's birth.
-const BIRTH_INDEX: u64 = 1;
+pub(crate) const BIRTH_INDEX: u64 = 1;
 /// The term of a group's birth.
 const BIRTH_TERM: u64 = 1;
 

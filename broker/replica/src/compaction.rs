@@ -3,6 +3,7 @@
 use holdfast_journal::{EntryReader, Op};
 use holdfast_queue::Machine;
 use raft::Storage;
+use raft::eraftpb::HardState;
 use tracing::debug;
 
 use crate::conf::encode_conf;
@@ -49,10 +50,13 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         if up_to <= prefix || !worthwhile || !self.log().is_durable_to(up_to) {
             return;
         }
+        // A machine that was restored from a checkpoint may list payloads that it is about to see die again, and that
+        // were given up before the restart.
         let mut live = self.machine.live_indexes();
-        live.retain(|index| *index <= up_to);
+        live.retain(|index| *index <= up_to && self.log().location(*index).is_some());
         self.log_mut().compact(up_to, &live);
         debug!(group = %self.id, up_to, live = live.len(), too_large, "compacted");
+        self.push_applied_lazily(cx);
         cx.writes.push_lazily(Op::Compact { key: self.key, up_to, live }, cx.now);
     }
 
@@ -71,6 +75,17 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
             return;
         }
         self.log_mut().forget(&dead);
+        self.push_applied_lazily(cx);
         cx.writes.push_lazily(Op::Dead { key: self.key, indexes: dead }, cx.now);
+    }
+
+    /// Whoever gives payloads up also writes down how far it had applied: after a restart the machine is there again
+    /// before anything else happens, and never asks for what is gone.
+    fn push_applied_lazily(&mut self, cx: &mut Context<M::Effect>) {
+        if self.written_state.commit < self.applied {
+            self.written_state.commit = self.applied;
+            let HardState { term, vote, commit, .. } = self.written_state;
+            cx.writes.push_lazily(Op::HardState { key: self.key, term, vote, commit }, cx.now);
+        }
     }
 }

@@ -92,6 +92,8 @@ pub(crate) struct SnapshotAnswer {
 pub(crate) enum SnapshotState {
     /// Send on from here. Payloads at or below `have` are there already.
     Want { position: u64, have: u64 },
+    /// Something was lost on the way; send everything from here again.
+    Again { position: u64 },
     /// Everything is there.
     Done,
     /// This snapshot is of no use here; Raft goes on.
@@ -125,6 +127,19 @@ impl Envelope {
     /// The group that this is about.
     pub fn group(&self) -> GroupId {
         GroupId(self.key.group)
+    }
+
+    /// What kind of envelope this is, in a word, for logs and metrics.
+    pub fn kind(&self) -> &'static str {
+        match self.body {
+            Body::Raft(_) => "raft",
+            Body::Quiesce { .. } => "quiesce",
+            Body::Wake => "wake",
+            Body::Resigned => "resigned",
+            Body::SnapshotOffer(_) => "snapshot offer",
+            Body::SnapshotChunk(_) => "snapshot chunk",
+            Body::SnapshotAnswer(_) => "snapshot answer",
+        }
     }
 
     /// The bytes for the wire.
@@ -215,6 +230,10 @@ impl Body {
                         put_varint(out, position);
                         put_varint(out, have);
                     }
+                    SnapshotState::Again { position } => {
+                        out.put_u8(3);
+                        put_varint(out, position);
+                    }
                     SnapshotState::Done => out.put_u8(1),
                     SnapshotState::Refused => out.put_u8(2),
                 }
@@ -250,6 +269,7 @@ impl Body {
                     0 => SnapshotState::Want { position: reader.varint()?, have: reader.varint()? },
                     1 => SnapshotState::Done,
                     2 => SnapshotState::Refused,
+                    3 => SnapshotState::Again { position: reader.varint()? },
                     _ => return Err(Malformed),
                 };
                 Body::SnapshotAnswer(SnapshotAnswer { id, state })
@@ -411,6 +431,7 @@ mod tests {
                 piece: Bytes::from_static(b"abc"),
             })),
             sample(Body::SnapshotAnswer(SnapshotAnswer { id: 1, state: SnapshotState::Want { position: 5, have: 6 } })),
+            sample(Body::SnapshotAnswer(SnapshotAnswer { id: 1, state: SnapshotState::Again { position: 300 } })),
             sample(Body::SnapshotAnswer(SnapshotAnswer { id: 1, state: SnapshotState::Refused })),
         ]
     }
@@ -458,7 +479,7 @@ mod tests {
         }
 
         #[test]
-        fn a_changed_byte_never_panics(sample in 0usize..9, at in 0usize..100, byte in any::<u8>()) {
+        fn a_changed_byte_never_panics(sample in 0usize..10, at in 0usize..100, byte in any::<u8>()) {
             let mut bytes = samples()[sample].encode().to_vec();
             let at = at % bytes.len();
             bytes[at] = byte;

@@ -13,6 +13,7 @@ use raft::{Config, ProgressState, RawNode, StateRole};
 use crate::api::{
     GroupStatus, HostOutput, MembershipChange, PeerStatus, ProposalId, ProposeError, Role, is_machine_payload,
 };
+use crate::birth::BIRTH_INDEX;
 use crate::conf::{encode_change, raft_change};
 use crate::context::{Context, Header, mix};
 use crate::envelope::{Body, entry};
@@ -59,6 +60,8 @@ pub(crate) struct Group<M: Machine, R: EntryReader> {
     pub quiesced: bool,
     /// Ticks since something other than a heartbeat happened.
     pub idle_ticks: u64,
+    /// A leader, and its term, of which it is known that it leads no more.
+    pub gone: Option<(u64, u64)>,
     /// Ranked campaigns since the last leader.
     pub campaigns: u32,
     /// Quiesced although a suspected member lacks something.
@@ -132,6 +135,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
             withheld: VecDeque::new(),
             quiesced: false,
             idle_ticks: 0,
+            gone: None,
             campaigns: 0,
             quiesced_without: false,
             checkpoint: start.applied,
@@ -181,7 +185,8 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
 
     /// Leads, and its machine has caught up with what earlier terms committed (Raft §8).
     pub fn is_leading(&self) -> bool {
-        self.is_leader() && self.raw.raft.apply_to_current_term()
+        // The birth has term 1 too, and is no entry of the leader's.
+        self.is_leader() && self.applied > BIRTH_INDEX && self.raw.raft.apply_to_current_term()
     }
 
     pub fn commit(&self) -> u64 {
@@ -250,10 +255,13 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
     /// after whatever may have made it draw. While the leader is suspected the ranked campaign decides who goes first,
     /// so the own clock runs as long as it may.
     pub fn set_election_timeout<E>(&mut self, cx: &Context<E>) {
+        let lost = self.is_leader_lost(cx);
         let raft = &mut self.raw.raft;
         let shortest = cx.config.election_ticks;
-        let suspected = raft.leader_id != 0 && cx.suspected.contains(&MemberId(raft.leader_id));
-        let extra = if suspected {
+        let extra = if lost {
+            // raft-rs gives no vote to others while it heard its leader lately; what a dead one left in the buffers must
+            // not count as that.
+            raft.election_elapsed = raft.election_elapsed.max(raft.election_timeout());
             shortest - 1
         } else {
             let role = raft.state as u64;

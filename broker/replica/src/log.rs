@@ -190,6 +190,11 @@ impl<R: EntryReader> GroupLog<R> {
         }
     }
 
+    /// True if [`GroupLog::payload`] finds something.
+    pub fn has_payload(&self, index: u64) -> bool {
+        if index <= self.prefix.0 { self.bodies.contains_key(&index) } else { self.slot(index).is_some() }
+    }
+
     /// The followers for which raft-rs asked for a snapshot in vain since the last call.
     pub fn take_snapshot_wanted(&self) -> BTreeSet<u64> {
         self.snapshot_wanted.take()

@@ -22,7 +22,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
             Body::Wake => self.wake(cx),
             Body::Resigned => {
                 if self.leader() == Some(from) && term >= self.term() {
-                    self.leader_lost(cx);
+                    self.leader_gone(cx);
                 }
             }
             Body::SnapshotOffer(offer) => self.snapshot_offered(from, term, offer, cx),

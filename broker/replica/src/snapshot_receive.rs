@@ -36,6 +36,8 @@ pub(crate) struct Incoming<M> {
     machine: Option<(M, Bytes, Vec<u64>)>,
     bodies: BTreeMap<u64, Location>,
     last_heard: Instant,
+    /// The position for which a missing piece was last reported.
+    asked_again: Option<u64>,
 }
 
 /// A snapshot that is complete, between raft-rs' decision to take it and its Ready.
@@ -78,6 +80,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
                 machine: None,
                 bodies: BTreeMap::new(),
                 last_heard: cx.now,
+                asked_again: None,
             });
         }
         self.want_more(cx);
@@ -102,8 +105,12 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         if incoming.from != from || incoming.offer.id != chunk.id || chunk.position < incoming.position {
             return;
         }
-        // After a gap the sender hears nothing and asks where to go on.
         if chunk.position > incoming.position || crc32c::crc32c(&chunk.piece) != chunk.crc {
+            // Something is missing. Say so once; if that is lost too, the sender asks after a while.
+            let position = incoming.position;
+            if incoming.asked_again.replace(position) != Some(position) {
+                self.answer_snapshot(from, chunk.id, SnapshotState::Again { position }, cx);
+            }
             return;
         }
         incoming.last_heard = cx.now;

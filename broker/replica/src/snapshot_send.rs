@@ -59,7 +59,11 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
     /// Prepares the snapshot that raft-rs asked for in vain, and lets it ask again. True if there may be more to do.
     pub fn prepare_wanted_snapshot(&mut self, cx: &mut Context<M::Effect>) -> bool {
         let wanted = self.log().take_snapshot_wanted();
-        if wanted.is_empty() || !self.is_leading() || self.installing {
+        if wanted.is_empty() || !self.is_leader() || self.installing {
+            return false;
+        }
+        let live = self.machine.live_indexes();
+        if live.iter().any(|index| !self.log().has_payload(*index)) {
             return false;
         }
         let Ok(term) = self.log().term(self.applied) else { return false };
@@ -78,7 +82,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
             machine_bytes: machine.len() as u64,
             machine_crc: crc32c::crc32c(&machine),
         };
-        let content = Arc::new(Content { offer, machine, live: self.machine.live_indexes() });
+        let content = Arc::new(Content { offer, machine, live });
         self.prepared = Some(Prepared { content, since: cx.now });
         let mut snapshot = Snapshot::default();
         snapshot.set_metadata(metadata);
@@ -128,6 +132,11 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         match state {
             SnapshotState::Done => self.end_sending(from, SnapshotStatus::Finish, cx),
             SnapshotState::Refused => self.end_sending(from, SnapshotStatus::Failure, cx),
+            SnapshotState::Again { position } => {
+                outgoing.position = position;
+                outgoing.on_the_way.clear();
+                self.send_chunks(from, cx);
+            }
             SnapshotState::Want { position, have } => {
                 outgoing.have = have;
                 if outgoing.asked {

@@ -14,12 +14,23 @@ use crate::group::Group;
 const RANKED_CAMPAIGNS: u32 = 8;
 
 impl<M: Machine, R: EntryReader> Group<M, R> {
+    /// The leader does not lead any more: it started anew, or gave the group up.
+    pub fn leader_gone(&mut self, cx: &mut Context<M::Effect>) {
+        self.gone = Some((self.raw.raft.leader_id, self.term()));
+        self.leader_lost(cx);
+    }
+
+    /// True if the leader of this term is suspected, or is known to be gone.
+    pub fn is_leader_lost<E>(&self, cx: &Context<E>) -> bool {
+        let leader = self.raw.raft.leader_id;
+        leader != 0 && (cx.suspected.contains(&MemberId(leader)) || self.gone == Some((leader, self.term())))
+    }
+
     /// The leader is gone or suspected: votes are given from now on, and this replica's turn to campaign is set. A
     /// pre-vote keeps a wrong suspicion harmless.
     pub fn leader_lost(&mut self, cx: &mut Context<M::Effect>) {
         let was_quiesced = self.quiesced;
         self.wake(cx);
-        self.expire_lease(cx);
         if !self.may_campaign() {
             return;
         }
@@ -33,22 +44,13 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         cx.campaigns.insert((cx.now + wait, was_quiesced, self.id));
     }
 
-    /// A voter that heard its leader lately gives no vote (raft-rs' `in_lease`); a lost leader's is over.
-    fn expire_lease<E>(&mut self, cx: &Context<E>) {
-        let raft = &mut self.raw.raft;
-        if raft.state == StateRole::Follower {
-            raft.election_elapsed = raft.election_elapsed.max(raft.election_timeout());
-        }
-        self.set_election_timeout(cx);
-    }
-
     fn may_campaign(&self) -> bool {
         self.raw.raft.promotable() && !self.is_leader() && !self.installing
     }
 
     /// This replica's turn has come. True if it should have another one, should this round find no majority.
     pub fn campaign(&mut self, cx: &mut Context<M::Effect>) -> bool {
-        let leader_lives = self.leader().is_some_and(|leader| cx.is_live(leader));
+        let leader_lives = self.leader().is_some() && !self.is_leader_lost(cx);
         if leader_lives || !self.may_campaign() || cx.draining_until.is_some() {
             return false;
         }
@@ -64,7 +66,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
 
     /// A candidate that lacks what is here cannot win with this vote: campaign at once instead of a timeout later.
     pub fn outrank(&mut self, pre_vote: &Message, cx: &mut Context<M::Effect>) {
-        let leader_lives = self.leader().is_some_and(|leader| cx.is_live(leader));
+        let leader_lives = self.leader().is_some() && !self.is_leader_lost(cx);
         if leader_lives || !self.may_campaign() {
             return;
         }
@@ -85,7 +87,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
                 self.wake(cx);
             }
         } else if restarted && self.leader() == Some(member) {
-            self.leader_lost(cx);
+            self.leader_gone(cx);
         }
     }
 }

@@ -1,0 +1,189 @@
+//! A journal in memory, as the real one promises to behave: a crash keeps exactly the batches that were reported.
+//! It also checks the rules that the journal demands of its caller.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use holdfast_journal::{
+    Batch, Checkpoint, EntryReader, GroupKey, HardState, Location, Op, ReadError, RecoveredEntry, RecoveredGroup,
+    Written, WrittenRecord,
+};
+
+/// Payloads by location; those that were given up are gone at once.
+#[derive(Clone, Default)]
+pub struct Reader {
+    payloads: Arc<Mutex<Vec<Option<Bytes>>>>,
+}
+
+impl Reader {
+    fn give_up(&self, location: Location) {
+        self.payloads.lock().unwrap()[location.offset as usize] = None;
+    }
+}
+
+impl EntryReader for Reader {
+    fn read(&self, location: Location) -> Result<Bytes, ReadError> {
+        let payloads = self.payloads.lock().unwrap();
+        payloads.get(location.offset as usize).cloned().flatten().ok_or(ReadError::Gone { location })
+    }
+}
+
+#[derive(Clone, Default)]
+struct Group {
+    hard_state: Option<HardState>,
+    checkpoint: Option<Checkpoint>,
+    compacted: u64,
+    log: BTreeMap<u64, (u64, Location)>,
+    bodies: BTreeMap<u64, Location>,
+}
+
+/// One member's disk.
+#[derive(Default)]
+pub struct Disk {
+    pub reader: Reader,
+    groups: BTreeMap<GroupKey, Group>,
+    queue: VecDeque<Batch>,
+}
+
+impl Disk {
+    pub fn submit(&mut self, batch: Batch) {
+        self.queue.push_back(batch);
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    pub fn queued(&self) -> u64 {
+        self.queue.len() as u64
+    }
+
+    /// The oldest batch becomes durable.
+    pub fn complete_one(&mut self) -> Option<Written> {
+        let batch = self.queue.pop_front()?;
+        let mut written = Written { batch: batch.id, ..Written::default() };
+        for op in batch.ops {
+            self.apply(op, &mut written);
+        }
+        Some(written)
+    }
+
+    /// Power loss: what was not reported is gone.
+    pub fn crash(&mut self) {
+        self.queue.clear();
+    }
+
+    fn store(&mut self, payload: Bytes) -> Location {
+        let mut payloads = self.reader.payloads.lock().unwrap();
+        let len = payload.len() as u32;
+        payloads.push(Some(payload));
+        Location { segment: 0, offset: payloads.len() as u32 - 1, len }
+    }
+
+    fn apply(&mut self, op: Op, written: &mut Written) {
+        let Some(key) = op.key() else { return };
+        if let Op::Destroy { .. } = op {
+            self.groups.remove(&key);
+            return;
+        }
+        match op {
+            Op::Entry { index, term, payload, .. } => {
+                let location = self.store(payload);
+                let group = self.groups.entry(key).or_default();
+                let last = group.log.keys().next_back().copied().unwrap_or(group.compacted);
+                assert!(index > group.compacted && index <= last + 1, "entry {index} leaves a gap after {last}");
+                group.log.split_off(&index);
+                group.log.insert(index, (term, location));
+                written.records.push(WrittenRecord { key, index, term, body: false, location });
+            }
+            Op::Body { index, payload, .. } => {
+                let location = self.store(payload);
+                self.groups.entry(key).or_default().bodies.insert(index, location);
+                written.records.push(WrittenRecord { key, index, term: 0, body: true, location });
+            }
+            other => {
+                let group = self.groups.entry(key).or_default();
+                let before = group.locations();
+                group.control(other);
+                let after = group.locations();
+                before.difference(&after).for_each(|location| self.reader.give_up(*location));
+            }
+        }
+    }
+
+    /// What a start finds.
+    pub fn recovered(&self) -> Vec<RecoveredGroup> {
+        let recover = |(key, group): (&GroupKey, &Group)| RecoveredGroup {
+            key: *key,
+            hard_state: group.hard_state,
+            checkpoint: group.checkpoint.clone(),
+            compacted: group.compacted,
+            entries: group
+                .log
+                .iter()
+                .map(|(index, (term, location))| RecoveredEntry { index: *index, term: *term, location: *location })
+                .collect(),
+            bodies: group.bodies.iter().map(|(index, location)| (*index, *location)).collect(),
+            corruption: None,
+        };
+        self.groups.iter().map(recover).collect()
+    }
+
+    /// The durable log of the only group, as (index, term).
+    pub fn log(&self) -> Vec<(u64, u64)> {
+        let group = self.groups.values().next().cloned().unwrap_or_default();
+        group.log.iter().map(|(index, (term, _))| (*index, *term)).collect()
+    }
+
+    pub fn hard_state(&self) -> Option<HardState> {
+        self.groups.values().next()?.hard_state
+    }
+
+    pub fn bodies(&self) -> Vec<u64> {
+        self.groups.values().next().map(|group| group.bodies.keys().copied().collect()).unwrap_or_default()
+    }
+}
+
+impl Group {
+    fn locations(&self) -> BTreeSet<Location> {
+        self.log.values().map(|(_, location)| *location).chain(self.bodies.values().copied()).collect()
+    }
+
+    fn control(&mut self, op: Op) {
+        match op {
+            Op::HardState { term, vote, commit, .. } => {
+                let before = self.hard_state.unwrap_or_default();
+                assert!((term, commit) >= (before.term, 0) && commit >= before.commit, "a hard state goes back");
+                assert!(term > before.term || before.vote == 0 || vote == before.vote, "a vote was changed");
+                self.hard_state = Some(HardState { term, vote, commit });
+            }
+            Op::Checkpoint { index, term, conf, machine, .. } => {
+                let commit = self.hard_state.expect("a checkpoint follows a hard state").commit;
+                assert!(commit >= index, "a checkpoint at {index} above the durable commit index {commit}");
+                self.checkpoint = Some(Checkpoint { index, term, conf, machine });
+            }
+            Op::Compact { up_to, live, .. } => {
+                let checkpoint = self.checkpoint.as_ref().expect("compaction follows a checkpoint").index;
+                assert!(checkpoint >= up_to, "compacted to {up_to} with a checkpoint at {checkpoint}");
+                self.bodies.retain(|index, _| live.contains(index));
+                let above = self.log.split_off(&(up_to + 1));
+                let below = std::mem::replace(&mut self.log, above);
+                for index in live {
+                    let moved = below.get(&index).map(|(_, location)| *location);
+                    let body = self.bodies.get(&index).copied().or(moved);
+                    self.bodies.insert(index, body.expect("a live payload that is not here"));
+                }
+                self.compacted = self.compacted.max(up_to);
+            }
+            Op::Dead { indexes, .. } => self.bodies.retain(|index, _| !indexes.contains(index)),
+            Op::Reset { index, .. } => {
+                for (entry, (_, location)) in std::mem::take(&mut self.log).range(..=index) {
+                    self.bodies.entry(*entry).or_insert(*location);
+                }
+                self.compacted = index;
+            }
+            Op::Entry { .. } | Op::Body { .. } | Op::Destroy { .. } | Op::Identity(_) => unreachable!(),
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! Several hosts together, on virtual time.
+
+mod chaos;
+mod disk;
+mod durability;
+mod elections;
+mod harness;
+mod ledger;
+mod membership;
+mod quiescence;
+mod snapshots;
