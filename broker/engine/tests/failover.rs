@@ -1,0 +1,150 @@
+//! Leaders and members go away while sessions live on.
+
+mod common;
+
+use common::{Cluster, declare};
+use holdfast_engine::Input;
+use holdfast_engine::admin::{AdminAction, AdminReply};
+use holdfast_queue::ids::GroupId;
+use holdfast_queue::time::Duration;
+use holdfast_wire::Method;
+
+/// The first queue's group.
+const QUEUE: GroupId = GroupId(1);
+
+/// Two members that do not lead the queue, one of which does not lead group 0 either if that can be.
+fn others(cluster: &Cluster) -> (usize, usize, usize) {
+    let leader = cluster.leader_of(QUEUE).expect("led");
+    ((leader + 1) % 3, (leader + 2) % 3, leader)
+}
+
+#[test]
+fn a_transfer_redelivers_nothing_to_a_living_session_and_loses_nothing() {
+    let mut cluster = Cluster::ready(3);
+    let mut publisher = cluster.client(0);
+    publisher.declare(&mut cluster, "q");
+    publisher.confirm_select(&mut cluster);
+    let (here, there, leader) = others(&cluster);
+    let mut consumer = cluster.client(here);
+    consumer.qos(&mut cluster, 5);
+    consumer.consume(&mut cluster, "q", "c", false);
+    for number in 1..=10 {
+        publisher.publish(&mut cluster, "q", &number.to_string());
+    }
+    let first: Vec<_> = (1..=5).map(|_| consumer.receive(&mut cluster)).collect();
+    let transfer = AdminAction::Transfer { group: QUEUE, to: format!("m{there}") };
+    assert_eq!(cluster.admin(leader, transfer), Ok(AdminReply::Done));
+    cluster.wait("the other member leads", |cluster| cluster.leader_of(QUEUE) == Some(there));
+    publisher.publish(&mut cluster, "q", "11");
+    publisher.wait_confirmed(&mut cluster, 11);
+    consumer.expect_silence(&mut cluster);
+    for (number, received) in (1..).zip(&first) {
+        assert_eq!(received.body, number.to_string());
+        consumer.ack(&mut cluster, received.tag, false);
+    }
+    for number in 6..=11 {
+        let received = consumer.receive(&mut cluster);
+        assert_eq!((received.body.as_str(), received.redelivered), (number.to_string().as_str(), false));
+        consumer.ack(&mut cluster, received.tag, false);
+    }
+    assert_eq!(publisher.declare(&mut cluster, "q"), (0, 1));
+}
+
+#[test]
+fn a_dead_leader_costs_clients_on_other_members_a_pause_of_less_than_1500_ms() {
+    let mut cluster = Cluster::ready(3);
+    let mut setup = cluster.client(0);
+    setup.declare(&mut cluster, "q");
+    let (here, there, leader) = others(&cluster);
+    let mut publisher = cluster.client(here);
+    publisher.confirm_select(&mut cluster);
+    let mut consumer = cluster.client(there);
+    consumer.consume(&mut cluster, "q", "c", false);
+    for number in 1..=20 {
+        publisher.publish(&mut cluster, "q", &number.to_string());
+    }
+    publisher.wait_confirmed(&mut cluster, 20);
+    let mut received = Vec::new();
+    for _ in 1..=20 {
+        received.push(consumer.receive(&mut cluster));
+    }
+    cluster.kill(leader);
+    let killed_at = cluster.now;
+    for number in 21..=40 {
+        publisher.publish(&mut cluster, "q", &number.to_string());
+    }
+    publisher.wait_confirmed(&mut cluster, 40);
+    let gap = cluster.now.since(killed_at);
+    assert!(gap < Duration::from_millis(1_500), "{gap:?}");
+    for _ in 21..=40 {
+        received.push(consumer.receive(&mut cluster));
+    }
+    for (number, message) in (1..).zip(&received) {
+        assert_eq!((message.body.as_str(), message.redelivered), (number.to_string().as_str(), false));
+    }
+    consumer.ack(&mut cluster, received[39].tag, true);
+    cluster.run(Duration::from_secs(1));
+    assert_eq!(publisher.declare(&mut cluster, "q"), (0, 1));
+    let health = cluster.member(cluster.leader_of(QUEUE).expect("led")).health();
+    assert!(health.last_failover.is_some());
+    assert!(!health.zone_fault_tolerant);
+}
+
+#[test]
+fn what_a_dead_member_s_sessions_held_returns_after_its_run_is_declared_over() {
+    let mut cluster = Cluster::ready(3);
+    let mut setup = cluster.client(0);
+    setup.declare(&mut cluster, "q");
+    let (here, there, _) = others(&cluster);
+    let mut publisher = cluster.client(here);
+    publisher.confirm_select(&mut cluster);
+    publisher.publish(&mut cluster, "q", "kept");
+    publisher.wait_confirmed(&mut cluster, 1);
+    let mut dying = cluster.client(there);
+    dying.consume(&mut cluster, "q", "c", false);
+    assert_eq!(dying.receive(&mut cluster).body, "kept");
+    assert!(matches!(dying.call(&mut cluster, 1, declare("mine", false, true)), Method::QueueDeclareOk { .. }));
+    cluster.kill(there);
+    assert_eq!(publisher.get(&mut cluster, "q"), None);
+    cluster.run(Duration::from_secs(13));
+    let back = publisher.get(&mut cluster, "q").expect("returned");
+    assert_eq!((back.body.as_str(), back.redelivered), ("kept", true));
+    let answer = publisher.call(&mut cluster, 1, declare("mine", false, true));
+    assert!(matches!(answer, Method::QueueDeclareOk { .. }), "the exclusive queue went with its member: {answer:?}");
+}
+
+#[test]
+fn without_a_majority_nothing_is_confirmed() {
+    let mut cluster = Cluster::ready(3);
+    let mut setup = cluster.client(0);
+    setup.declare(&mut cluster, "q");
+    let (here, there, leader) = others(&cluster);
+    let mut publisher = cluster.client(leader);
+    publisher.confirm_select(&mut cluster);
+    cluster.kill(here);
+    cluster.kill(there);
+    publisher.publish(&mut cluster, "q", "x");
+    assert_eq!(publisher.method_within(&mut cluster, Duration::from_secs(8)), None);
+    publisher.publish_to(&mut cluster, "", "nowhere", true, "y");
+    assert_eq!(publisher.method_within(&mut cluster, Duration::from_secs(8)), None, "the lease has run out");
+    assert!(!cluster.member(leader).health().quorum);
+}
+
+#[test]
+fn shutting_down_hands_leaderships_over_and_tells_clients() {
+    let mut cluster = Cluster::ready(3);
+    let mut client = cluster.client(0);
+    client.declare(&mut cluster, "q");
+    let leader = cluster.leader_of(QUEUE).expect("led");
+    let mut told = cluster.client(leader);
+    cluster.input(leader, Input::Shutdown);
+    match told.method(&mut cluster).1 {
+        Method::ConnectionClose { reply_code, reply_text, .. } => {
+            assert_eq!((reply_code, reply_text.as_str()), (320, "CONNECTION_FORCED - broker shutting down"));
+        }
+        other => panic!("{other:?} instead of a close"),
+    }
+    assert_ne!(cluster.leader_of(QUEUE), Some(leader));
+    cluster.wait("it exits", |cluster| !cluster.exits.is_empty());
+    assert!(cluster.exits[0].1);
+}
