@@ -210,7 +210,8 @@ impl HttpAdmin {
             return Err(refusal(door, status, &answer));
         }
         let text: &[u8] = if answer.is_empty() { b"null" } else { &answer };
-        serde_json::from_slice(text).map_err(|error| no_answer(format!("its answer to {path} is not understood: {error}")))
+        serde_json::from_slice(text)
+            .map_err(|error| no_answer(format!("its answer to {path} is not understood: {error}")))
     }
 }
 
@@ -262,12 +263,7 @@ fn refusal(door: &Door, status: StatusCode, answer: &[u8]) -> AdminError {
         error: String::from_utf8_lossy(answer).chars().take(200).collect(),
         hint: String::new(),
     });
-    AdminError::Refused {
-        member: door.member.clone(),
-        status: status.as_u16(),
-        error: said.error,
-        hint: said.hint,
-    }
+    AdminError::Refused { member: door.member.clone(), status: status.as_u16(), error: said.error, hint: said.hint }
 }
 
 impl BrokerAdmin for HttpAdmin {

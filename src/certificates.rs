@@ -150,9 +150,7 @@ mod tests {
         let leaf = new_leaf(&authority, "ns/demo", "demo", &["*.demo-nodes.ns.svc".into(), "10.0.0.1".into()], later)
             .expect("leaf");
         let mut roots = RootCertStore::empty();
-        roots
-            .add(CertificateDer::from_pem_slice(authority.certificate.as_bytes()).expect("pem"))
-            .expect("a root");
+        roots.add(CertificateDer::from_pem_slice(authority.certificate.as_bytes()).expect("pem")).expect("a root");
         let der = CertificateDer::from_pem_slice(leaf.pair.certificate.as_bytes()).expect("pem");
         let verifier = rustls::client::WebPkiServerVerifier::builder_with_provider(
             Arc::new(roots),
@@ -160,9 +158,8 @@ mod tests {
         )
         .build()
         .expect("verifier");
-        let at = rustls::pki_types::UnixTime::since_unix_epoch(std::time::Duration::from_secs(
-            later.as_second() as u64
-        ));
+        let at =
+            rustls::pki_types::UnixTime::since_unix_epoch(std::time::Duration::from_secs(later.as_second() as u64));
         for (name, trusted) in [("demo-0-0.demo-nodes.ns.svc", true), ("10.0.0.1", true), ("other.ns.svc", false)] {
             use rustls::client::danger::ServerCertVerifier;
             let verdict =

@@ -137,12 +137,13 @@ async fn run(options: RunOptions) -> Result<(), Failure> {
         .map_err(|error| format!("no way to reach a Kubernetes API server is configured: {error}"))?;
     let lease_namespace = options.lease_namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
     let server = config.cluster_url.to_string();
-    let client = Client::try_from(config).map_err(|error| format!("the configuration for {server} is unusable: {error}"))?;
+    let client =
+        Client::try_from(config).map_err(|error| format!("the configuration for {server} is unusable: {error}"))?;
 
     let telemetry = Arc::new(Telemetry::default());
-    let listener = TcpListener::bind(options.http_address)
-        .await
-        .map_err(|error| format!("cannot listen on {}: {error}; choose another --http-address", options.http_address))?;
+    let listener = TcpListener::bind(options.http_address).await.map_err(|error| {
+        format!("cannot listen on {}: {error}; choose another --http-address", options.http_address)
+    })?;
     tokio::spawn(telemetry::serve(listener, telemetry.clone()));
 
     let mut stop = std::pin::pin!(stop_signal()?);
@@ -171,7 +172,7 @@ async fn run(options: RunOptions) -> Result<(), Failure> {
         telemetry: telemetry.clone(),
         memory: Default::default(),
         applied: Default::default(),
-        clock: jiff::Timestamp::now,
+        clock: Box::new(jiff::Timestamp::now),
     });
     let (stopping, stopped) = tokio::sync::oneshot::channel::<()>();
     let controller = messagequeuecluster::run(ctx, options.watch_namespace, async {
@@ -195,7 +196,8 @@ async fn run(options: RunOptions) -> Result<(), Failure> {
 }
 
 fn host_name() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "holdfast-operator".into(), |n| n.trim().into())
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map_or_else(|_| "holdfast-operator".into(), |n| n.trim().into())
 }
 
 fn stop_signal() -> Result<impl Future<Output = ()>, Failure> {

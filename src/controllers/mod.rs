@@ -35,7 +35,7 @@ pub struct Context {
     pub memory: Mutex<HashMap<String, messagequeuecluster::Memory>>,
     pub applied: messagequeuecluster::AppliedCache,
     /// The clock; tests set their own.
-    pub clock: fn() -> Timestamp,
+    pub clock: Box<dyn Fn() -> Timestamp + Send + Sync>,
 }
 
 impl Context {

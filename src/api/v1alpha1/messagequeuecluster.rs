@@ -23,6 +23,7 @@ use super::schema;
     shortname = "mqc",
     category = "messagequeue",
     namespaced,
+    doc = "A replicated AMQP 0-9-1 message-queue cluster: members spread over zones, each on a volume of its own.",
     status = "MessageQueueClusterStatus",
     derive = "PartialEq",
     scale(
@@ -220,7 +221,7 @@ pub struct ResourcesSpec {
 }
 
 /// How clients reach the brokers.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("self.amqp.enabled || self.amqps.enabled").message("no client could connect: leave at least one of listeners.amqp and listeners.amqps enabled"))]
 pub struct ListenersSpec {
@@ -327,18 +328,6 @@ impl Default for PlacementSpec {
 impl Default for ListenerSpec {
     fn default() -> Self {
         Self { enabled: true }
-    }
-}
-
-impl Default for ListenersSpec {
-    fn default() -> Self {
-        Self {
-            amqp: ListenerSpec::default(),
-            amqps: ListenerSpec::default(),
-            service: ServiceSpec::default(),
-            advertised_address: None,
-            extra_sans: Vec::new(),
-        }
     }
 }
 

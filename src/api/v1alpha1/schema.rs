@@ -21,7 +21,6 @@ pub fn quantities(_: &mut SchemaGenerator) -> Schema {
         "maxProperties": 20,
         "additionalProperties": {
             "x-kubernetes-int-or-string": true,
-            "anyOf": [{ "type": "integer" }, { "type": "string" }],
             "pattern": r"^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))))?$"
         }
     })
@@ -56,7 +55,8 @@ fn status_schema(root: Option<&mut JSONSchemaProps>) -> Option<&mut JSONSchemaPr
 /// The CRDs as a Helm template: toggled by `crds.enabled`, and kept when the release is removed, since deleting a CRD
 /// deletes every cluster. `documents` are (file name, YAML).
 pub fn chart_template(documents: &[(String, String)]) -> String {
-    let mut text = String::from("{{- /* Generated from ../../../crds by `make crds`. */ -}}\n{{- if .Values.crds.enabled }}\n");
+    let mut text =
+        String::from("{{- /* Generated from ../../../crds by `make crds`. */ -}}\n{{- if .Values.crds.enabled }}\n");
     for (_, document) in documents {
         let annotated = document.replacen(
             "metadata:\n",

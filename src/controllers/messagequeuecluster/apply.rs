@@ -5,12 +5,12 @@
 
 use std::{collections::HashMap, sync::Mutex};
 
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret};
 use kube::{
     Api, Resource, ResourceExt,
     api::{DynamicObject, Patch, PatchParams},
-    core::ObjectMeta,
+    core::{ObjectMeta, PartialObjectMeta},
 };
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use serde_json::json;
 
 use super::{
@@ -177,7 +177,7 @@ async fn move_leaders(ctx: &Context, observed: &Observed, plan: &Plan, outcome: 
 
 /// What was applied last, by object, so that a pass over an unchanged cluster writes nothing.
 ///
-/// An entry is dropped as soon as the watch shows the object in another version than the one that was written, so a
+/// An entry is dropped as soon as the watch (or, for Secrets, a read) shows the object in another version than the one that was written, so a
 /// change by somebody else is undone in the pass that its event starts.
 #[derive(Debug, Default)]
 pub struct AppliedCache {
@@ -211,11 +211,20 @@ impl AppliedCache {
     }
 
     /// An object was seen, or seen to be gone.
-    pub fn saw<K: Resource<DynamicType = ()>>(&self, meta: &kube::core::PartialObjectMeta<K>, gone: bool) {
-        let key = key(&K::kind(&()), &meta.namespace().unwrap_or_default(), &meta.name_any());
+    pub fn saw<K: Resource<DynamicType = ()>>(&self, meta: &PartialObjectMeta<K>, gone: bool) {
+        let (namespace, name) = (meta.namespace().unwrap_or_default(), meta.name_any());
+        self.compare(key(&K::kind(&()), &namespace, &name), Some(&meta.metadata).filter(|_| !gone));
+    }
+
+    /// A Secret was read, or found to be missing.
+    pub fn read_secret(&self, namespace: &str, name: &str, found: Option<&Secret>) {
+        self.compare(key("Secret", namespace, name), found.map(|secret| &secret.metadata));
+    }
+
+    fn compare(&self, key: Key, found: Option<&ObjectMeta>) {
         let mut entries = self.lock();
-        let stale = entries.get(&key).is_some_and(|entry| gone || entry.version != version(&meta.metadata));
-        if stale {
+        let stale = |entry: &Entry| found.is_none_or(|meta| entry.version != version(meta));
+        if entries.get(&key).is_some_and(stale) {
             entries.remove(&key);
         }
     }

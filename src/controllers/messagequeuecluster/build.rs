@@ -14,7 +14,7 @@ use super::{
     super::Error,
     observe::Observed,
     plan::Plan,
-    validate::{Validation, ValidatedCluster},
+    validate::{ValidatedCluster, Validation},
 };
 use crate::api::v1alpha1::{MessageQueueCluster, Names};
 

@@ -16,10 +16,7 @@ use k8s_openapi::{
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use kube::{
-    Api, ResourceExt,
-    api::ListParams,
-};
+use kube::{Api, ResourceExt, api::ListParams};
 use rustls::ClientConfig;
 
 use super::super::{Context, Doing, Error};
@@ -150,7 +147,8 @@ pub async fn observe(ctx: &Context, mqc: &MessageQueueCluster, now: Timestamp) -
     let names = mqc.names();
     let uid = mqc.uid().unwrap_or_default();
     let (members, secrets) =
-        try_join(children(ctx, &names, &uid, &mqc.spec.placement.topology_key), read_secrets(ctx, &names, &uid)).await?;
+        try_join(children(ctx, &names, &uid, &mqc.spec.placement.topology_key), read_secrets(ctx, &names, &uid))
+            .await?;
     let mut observed = Observed { members, secrets, storage_class_problem: None };
     if observed.members.values().any(|m| m.volume.as_ref().is_some_and(|v| !v.bound)) {
         observed.storage_class_problem = storage_class_problem(ctx, mqc).await;
@@ -216,20 +214,27 @@ fn is_of_another(meta: &ObjectMeta, uid: &str) -> bool {
 
 async fn read_secrets(ctx: &Context, names: &Names, uid: &str) -> Result<SecretFacts, Error> {
     let api = Api::<Secret>::namespaced(ctx.client.clone(), &names.namespace);
-    let (ca, tls, user, identity) =
+    let (ca, tls_name, user_name, identity_name) =
         (names.authority_secret(), names.tls_secret(), names.user_secret(), names.identity_secret());
     let (authority, tls, user, identity) =
-        try_join4(api.get_opt(&ca), api.get_opt(&tls), api.get_opt(&user), api.get_opt(&identity))
+        try_join4(api.get_opt(&ca), api.get_opt(&tls_name), api.get_opt(&user_name), api.get_opt(&identity_name))
             .await
             .doing(|| format!("cannot read the Secrets of {}", names.cluster))?;
-    let own = |secret: Option<Secret>| secret.filter(|s| !is_of_another(&s.metadata, uid));
-    Ok(SecretFacts { authority: own(authority), tls: own(tls), user: own(user), identity: own(identity) })
+    let own = |name: &str, secret: Option<Secret>| {
+        ctx.applied.read_secret(&names.namespace, name, secret.as_ref());
+        secret.filter(|s| !is_of_another(&s.metadata, uid))
+    };
+    Ok(SecretFacts {
+        authority: own(&ca, authority),
+        tls: own(&tls_name, tls),
+        user: own(&user_name, user),
+        identity: own(&identity_name, identity),
+    })
 }
 
 /// Nodes may be unreadable where the operator has no cluster-wide rights: then zones are unknown, and nothing fails.
 async fn read_nodes(ctx: &Context, pods: &[Pod]) -> BTreeMap<String, Node> {
-    let wanted: BTreeSet<&str> =
-        pods.iter().filter_map(|p| p.spec.as_ref()?.node_name.as_deref()).collect();
+    let wanted: BTreeSet<&str> = pods.iter().filter_map(|p| p.spec.as_ref()?.node_name.as_deref()).collect();
     let api = Api::<Node>::all(ctx.client.clone());
     let found = join_all(wanted.into_iter().map(|name| {
         let api = &api;
@@ -276,9 +281,8 @@ fn pod_facts(pod: &Pod, nodes: &BTreeMap<String, Node>, topology_key: &str) -> P
     let status = pod.status.as_ref();
     let node_name = spec.and_then(|s| s.node_name.clone());
     let node = node_name.as_ref().and_then(|name| nodes.get(name));
-    let condition = |type_: &str| {
-        status.and_then(|s| s.conditions.as_ref()).and_then(|all| all.iter().find(|c| c.type_ == type_))
-    };
+    let condition =
+        |type_: &str| status.and_then(|s| s.conditions.as_ref()).and_then(|all| all.iter().find(|c| c.type_ == type_));
     let container = status
         .and_then(|s| s.container_statuses.as_ref())
         .and_then(|all| all.iter().find(|c| c.name == BROKER_CONTAINER))
@@ -322,9 +326,9 @@ async fn storage_class_problem(ctx: &Context, mqc: &MessageQueueCluster) -> Opti
         None => {
             let classes = api.list_metadata(&ListParams::default()).await.ok()?;
             let is_default = |meta: &ObjectMeta| {
-                meta.annotations.as_ref().is_some_and(|a| {
-                    a.get("storageclass.kubernetes.io/is-default-class").is_some_and(|v| v == "true")
-                })
+                meta.annotations
+                    .as_ref()
+                    .is_some_and(|a| a.get("storageclass.kubernetes.io/is-default-class").is_some_and(|v| v == "true"))
             };
             (!classes.iter().any(|class| is_default(&class.metadata))).then(|| {
                 "the Kubernetes cluster has no default storage class: set storage.storageClassName, or mark a class as default".into()

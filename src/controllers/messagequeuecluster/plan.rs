@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use super::{
     observe::{Observed, text},
-    validate::{Blocker, Validation, ValidatedCluster},
+    validate::{Blocker, ValidatedCluster, Validation},
 };
 use crate::{
     api::v1alpha1::{MessageQueueCluster, MessageQueueClusterStatus, Reason},
@@ -174,9 +174,7 @@ pub fn certified(cluster: &ValidatedCluster, authority: &str) -> String {
 
 /// Leaders leave members whose pod is being deleted or whose node is being emptied, if another member can take them.
 fn drain(cluster: &ValidatedCluster, observed: &Observed) -> Vec<u32> {
-    let going = |n: &u32| {
-        observed.members.get(n).and_then(|m| m.pod.as_ref()).is_some_and(|p| p.going || p.node_going)
-    };
+    let going = |n: &u32| observed.members.get(n).and_then(|m| m.pod.as_ref()).is_some_and(|p| p.going || p.node_going);
     let leads = |n: &u32| observed.members.get(n).and_then(|m| m.health()).is_some_and(|h| h.groups.leading > 0);
     let can_take = cluster.members.iter().any(|n| !going(n) && observed.members.get(n).is_some_and(|m| m.is_ready()));
     match can_take {

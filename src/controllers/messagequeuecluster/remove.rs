@@ -9,10 +9,9 @@ use std::time::Duration;
 use futures::future::join_all;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use kube::{
-    Api, ResourceExt,
-    api::{DeleteParams, EvictParams, Preconditions},
-};
+use kube::{Api, ResourceExt, api::PostParams};
+
+use serde_json::{Value, json};
 
 use super::{
     super::{Context, Doing, Error},
@@ -50,12 +49,7 @@ pub async fn remove_pod(
         outcome.hold(Reason::RemovalHeld, format!("{} stays for now: {why}", removal.pod));
         return Ok(());
     }
-    let precondition = Preconditions { uid: Some(removal.uid.clone()), resource_version: None };
-    let params = EvictParams {
-        delete_options: Some(DeleteParams { preconditions: Some(precondition), ..DeleteParams::default() }),
-        ..EvictParams::default()
-    };
-    match api.evict(&removal.pod, &params).await {
+    match evict(&api, removal).await {
         Ok(_) => outcome.did(Reason::MemberRestarted, format!("{} is restarted: {}", removal.pod, removal.cause)),
         // Gone, or replaced: what was wanted.
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
@@ -65,6 +59,16 @@ pub async fn remove_pod(
         Err(error) => return Err(error).doing(|| format!("cannot evict pod {}", removal.pod)),
     }
     Ok(())
+}
+
+/// Not by `Api::evict`: kube 5.0 spells the precondition in a way that the API server ignores.
+async fn evict(api: &Api<Pod>, removal: &Removal) -> Result<Value, kube::Error> {
+    let eviction = json!({
+        "apiVersion": "policy/v1", "kind": "Eviction",
+        "metadata": { "name": removal.pod },
+        "deleteOptions": { "preconditions": { "uid": removal.uid } },
+    });
+    api.create_subresource("eviction", &removal.pod, &PostParams::default(), &eviction).await
 }
 
 fn broker_runs(pod: &Pod) -> bool {

@@ -107,17 +107,13 @@ pub fn next(
         status.founder = Some(founder.clone());
     }
     if let Some(version) = &outcome.user_version {
-        status.binding =
-            Some(Binding { name: mqc.names().user_secret(), resource_version: Some(version.clone()) });
+        status.binding = Some(Binding { name: mqc.names().user_secret(), resource_version: Some(version.clone()) });
     }
     if let Some(cluster) = cluster {
         status.image = Some(cluster.template.image.clone());
         status.member_count = cluster.members.len() as i32;
-        status.members = cluster
-            .members
-            .iter()
-            .map(|n| member_status(cluster.names.pod(*n), observed.members.get(n)))
-            .collect();
+        status.members =
+            cluster.members.iter().map(|n| member_status(cluster.names.pod(*n), observed.members.get(n))).collect();
     }
     let ready = status.members.iter().filter(|m| m.ready).count();
     status.ready_members = Some(format!("{ready}/{}", status.member_count));
@@ -155,7 +151,9 @@ fn member_status(name: String, facts: Option<&MemberFacts>) -> MemberStatus {
         leaders: health.map_or(0, |h| h.groups.leading as i64),
         replicas: health.map_or(0, |h| h.groups.total as i64),
         lagging: health.map_or(0, |h| h.groups.lagging as i64),
-        disk_used_percent: disk.filter(|(_, all)| *all > 0).map(|(used, all)| (u128::from(used) * 100 / u128::from(all)) as i32),
+        disk_used_percent: disk
+            .filter(|(_, all)| *all > 0)
+            .map(|(used, all)| (u128::from(used) * 100 / u128::from(all)) as i32),
     }
 }
 

@@ -231,11 +231,7 @@ fn resources(spec: &ResourcesSpec) -> ResourceRequirements {
                 .collect()
         })
     };
-    ResourceRequirements {
-        claims: None,
-        requests: quantities(&spec.requests),
-        limits: quantities(&spec.limits),
-    }
+    ResourceRequirements { claims: None, requests: quantities(&spec.requests), limits: quantities(&spec.limits) }
 }
 
 /// The size volumes are to have. One below a volume's capacity is refused, and the larger one kept.
@@ -348,7 +344,11 @@ mod tests {
             (serde_json::json!({"members": 1, "replication": {"factor": 3}}), Reason::InvalidSpec, "raise members"),
             (serde_json::json!({"pod": {"spec": {"containers": 7}}}), Reason::InvalidSpec, "partial pod template"),
             (serde_json::json!({"members": 3}), Reason::MembersNotRemovable, "set members to 5"),
-            (serde_json::json!({"members": 5, "storage": {"size": "1Gi"}}), Reason::StorageNotShrinkable, "20Gi or more"),
+            (
+                serde_json::json!({"members": 5, "storage": {"size": "1Gi"}}),
+                Reason::StorageNotShrinkable,
+                "20Gi or more",
+            ),
         ];
         for (spec, reason, words) in cases {
             let found = check(spec.clone(), &existing(if reason == Reason::InvalidSpec { 0 } else { 5 }, "20Gi"));
@@ -382,7 +382,8 @@ mod tests {
         let tagged = check(serde_json::json!({"version": "1.2"}), &Observed::default()).cluster.expect("valid");
         assert_eq!(tagged.template.image, "registry:5000/holdfast/broker:1.2");
         let mut founded = mqc(serde_json::json!({}));
-        founded.status = serde_json::from_value(serde_json::json!({"clusterID": "c", "image": "old:1"})).expect("a status");
+        founded.status =
+            serde_json::from_value(serde_json::json!({"clusterID": "c", "image": "old:1"})).expect("a status");
         let kept = validate(&founded, &Observed::default(), &settings()).cluster.expect("valid");
         assert_eq!(kept.template.image, "old:1");
     }

@@ -1,13 +1,14 @@
 //! What starts a pass: a change of a cluster object, or of anything that belongs to one.
 //!
 //! Children are watched as metadata only, and not kept: a pass reads what it needs. So memory does not grow with pods.
+//! Secrets are not watched: that would need the right to list them all. Each pass reads its own by name.
 
 use std::{sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt, stream::SelectAll};
 use k8s_openapi::api::{
     apps::v1::StatefulSet,
-    core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount},
+    core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service, ServiceAccount},
     policy::v1::PodDisruptionBudget,
 };
 use kube::{
@@ -32,7 +33,11 @@ const CONCURRENCY: u16 = 8;
 type Triggers = SelectAll<futures::stream::BoxStream<'static, ObjectRef<MessageQueueCluster>>>;
 
 /// Looks after every cluster in `namespace`, or in all, until `shutdown`.
-pub async fn run(ctx: Arc<Context>, namespace: Option<String>, shutdown: impl Future<Output = ()> + Send + Sync + 'static) {
+pub async fn run(
+    ctx: Arc<Context>,
+    namespace: Option<String>,
+    shutdown: impl Future<Output = ()> + Send + Sync + 'static,
+) {
     let clusters: Api<MessageQueueCluster> = scoped(&ctx, namespace.as_deref());
     Controller::new(clusters, watcher::Config::default().any_semantic())
         .with_config(controller::Config::default().debounce(DEBOUNCE).concurrency(CONCURRENCY))
@@ -64,7 +69,6 @@ fn children(ctx: &Arc<Context>, namespace: Option<&str>) -> Triggers {
     triggers.push(child::<Service>(ctx, namespace).boxed());
     triggers.push(child::<ServiceAccount>(ctx, namespace).boxed());
     triggers.push(child::<ConfigMap>(ctx, namespace).boxed());
-    triggers.push(child::<Secret>(ctx, namespace).boxed());
     triggers.push(child::<PersistentVolumeClaim>(ctx, namespace).boxed());
     triggers.push(child::<PodDisruptionBudget>(ctx, namespace).boxed());
     triggers

@@ -163,7 +163,8 @@ fn affinity(cluster: &ValidatedCluster, number: u32) -> Value {
 fn broker(cluster: &ValidatedCluster) -> Value {
     let template = &cluster.template;
     let listeners = [(template.amqp, "amqp", 5672), (template.amqps, "amqps", 5671)];
-    let mut ports: Vec<Value> = listeners.iter().filter(|l| l.0).map(|(_, name, port)| container_port(name, *port)).collect();
+    let mut ports: Vec<Value> =
+        listeners.iter().filter(|l| l.0).map(|(_, name, port)| container_port(name, *port)).collect();
     ports.extend([container_port("peer", 5680), container_port("admin", 5690), container_port("http", 15692)]);
     let mut broker = json!({
         "name": BROKER_CONTAINER,

@@ -58,24 +58,30 @@ mod tests {
             "containers": [{"name": "broker", "image": "x", "env": [{"name": "A", "value": "1"}],
                 "volumeMounts": [{"name": "data", "mountPath": "/data"}]}],
         });
-        merge(&mut base, &json!({
-            "securityContext": {"fsGroup": null},
-            "tolerations": [{"operator": "Exists"}],
-            "containers": [
-                {"name": "broker", "env": [{"name": "A", "value": "2"}, {"name": "B", "value": "3"}],
-                 "volumeMounts": [{"name": "data", "mountPath": "/also"}]},
-                {"name": "sidecar", "image": "y"},
-            ],
-        }));
-        assert_eq!(base, json!({
-            "securityContext": {"runAsNonRoot": true},
-            "tolerations": [{"operator": "Exists"}],
-            "containers": [
-                {"name": "broker", "image": "x",
-                 "env": [{"name": "A", "value": "2"}, {"name": "B", "value": "3"}],
-                 "volumeMounts": [{"name": "data", "mountPath": "/data"}, {"name": "data", "mountPath": "/also"}]},
-                {"name": "sidecar", "image": "y"},
-            ],
-        }));
+        merge(
+            &mut base,
+            &json!({
+                "securityContext": {"fsGroup": null},
+                "tolerations": [{"operator": "Exists"}],
+                "containers": [
+                    {"name": "broker", "env": [{"name": "A", "value": "2"}, {"name": "B", "value": "3"}],
+                     "volumeMounts": [{"name": "data", "mountPath": "/also"}]},
+                    {"name": "sidecar", "image": "y"},
+                ],
+            }),
+        );
+        assert_eq!(
+            base,
+            json!({
+                "securityContext": {"runAsNonRoot": true},
+                "tolerations": [{"operator": "Exists"}],
+                "containers": [
+                    {"name": "broker", "image": "x",
+                     "env": [{"name": "A", "value": "2"}, {"name": "B", "value": "3"}],
+                     "volumeMounts": [{"name": "data", "mountPath": "/data"}, {"name": "data", "mountPath": "/also"}]},
+                    {"name": "sidecar", "image": "y"},
+                ],
+            })
+        );
     }
 }

@@ -34,12 +34,7 @@ pub struct Secrets {
 }
 
 /// Keeps what there is, makes what is missing.
-pub fn settle(
-    cluster: &ValidatedCluster,
-    observed: &Observed,
-    plan: &Plan,
-    now: Timestamp,
-) -> Result<Secrets, Error> {
+pub fn settle(cluster: &ValidatedCluster, observed: &Observed, plan: &Plan, now: Timestamp) -> Result<Secrets, Error> {
     let authority = match observed.secrets.authority.as_ref().and_then(keyed_certificate) {
         Some(authority) => authority,
         None => certificates::new_authority(&cluster.authority_name, now)?,
@@ -68,10 +63,12 @@ impl Secrets {
     /// The Secrets to apply. A kept leaf is not written again: the one in place is the truth.
     pub fn objects(&self, cluster: &ValidatedCluster, plan: &Plan) -> Vec<Object> {
         let names = &cluster.names;
-        let authority = secret(cluster, names.authority_secret(), "kubernetes.io/tls", [
-            ("tls.crt", self.authority.certificate.clone()),
-            ("tls.key", self.authority.key.clone()),
-        ]);
+        let authority = secret(
+            cluster,
+            names.authority_secret(),
+            "kubernetes.io/tls",
+            [("tls.crt", self.authority.certificate.clone()), ("tls.key", self.authority.key.clone())],
+        );
         let mut objects = vec![authority, self.connection(cluster)];
         objects.extend(self.fresh_leaf.as_ref().map(|leaf| self.leaf(cluster, plan, leaf)));
         objects.extend(identity(cluster, &plan.latch));
@@ -95,16 +92,21 @@ impl Secrets {
     fn connection(&self, cluster: &ValidatedCluster) -> Object {
         let (host, port, scheme) = cluster.client_address();
         let Credentials { name, password } = &self.user;
-        secret(cluster, cluster.names.user_secret(), "servicebinding.io/amqp", [
-            ("type", "amqp".into()),
-            ("provider", "holdfast".into()),
-            ("host", host.clone()),
-            ("port", port.to_string()),
-            ("username", name.clone()),
-            ("password", password.clone()),
-            ("uri", format!("{scheme}://{}:{}@{host}:{port}", percent_encoded(name), percent_encoded(password))),
-            ("ca.crt", self.authority.certificate.clone()),
-        ])
+        secret(
+            cluster,
+            cluster.names.user_secret(),
+            "servicebinding.io/amqp",
+            [
+                ("type", "amqp".into()),
+                ("provider", "holdfast".into()),
+                ("host", host.clone()),
+                ("port", port.to_string()),
+                ("username", name.clone()),
+                ("password", password.clone()),
+                ("uri", format!("{scheme}://{}:{}@{host}:{port}", percent_encoded(name), percent_encoded(password))),
+                ("ca.crt", self.authority.certificate.clone()),
+            ],
+        )
     }
 }
 

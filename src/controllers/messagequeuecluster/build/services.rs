@@ -19,11 +19,7 @@ pub fn account(cluster: &ValidatedCluster) -> Object {
 /// each other before any of them is ready.
 pub fn nodes(cluster: &ValidatedCluster) -> Object {
     let mut ports = client_ports(cluster);
-    ports.extend([
-        port("peer", 5680, "holdfast.dev/peer"),
-        port("admin", 5690, "https"),
-        port("http", 15692, "http"),
-    ]);
+    ports.extend([port("peer", 5680, "holdfast.dev/peer"), port("admin", 5690, "https"), port("http", 15692, "http")]);
     let fields = json!({ "spec": {
         "clusterIP": "None",
         "publishNotReadyAddresses": true,

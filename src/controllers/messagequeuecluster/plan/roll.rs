@@ -91,7 +91,8 @@ fn next_turn(cluster: &ValidatedCluster, observed: &Observed, outdated: &BTreeSe
 ///
 /// It fails closed: a broker that does not answer is a reason.
 pub fn others_unfit(names: &Names, members: &[u32], observed: &Observed, member: u32) -> Option<String> {
-    let is_blank = |m: &MemberFacts| m.health().is_some_and(|h| h.cluster_id.is_none() && h.state == MemberState::Blank);
+    let is_blank =
+        |m: &MemberFacts| m.health().is_some_and(|h| h.cluster_id.is_none() && h.state == MemberState::Blank);
     let all_blank = members.iter().all(|n| observed.members.get(n).is_some_and(is_blank));
     if all_blank {
         return None;

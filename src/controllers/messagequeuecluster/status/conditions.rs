@@ -125,7 +125,8 @@ fn incomplete(p: &Picture<'_>, cluster: &ValidatedCluster) -> Option<(Reason, St
     let unready = unready(p, cluster);
     if p.observed.spokesman().is_none() {
         let who = unready.join(", ");
-        return trouble.or_else(|| Some((Reason::QuorumLost, format!("no majority of members is in touch; not ready: {who}"))));
+        return trouble
+            .or_else(|| Some((Reason::QuorumLost, format!("no majority of members is in touch; not ready: {who}"))));
     }
     if !unready.is_empty() {
         return trouble.or_else(|| Some((Reason::MembersNotReady, format!("not ready: {}", unready.join(", ")))));
@@ -159,7 +160,9 @@ fn pod_trouble(member: &MemberFacts) -> Option<(Reason, String)> {
     let pod = member.pod.as_ref()?;
     if let Some(words) = &pod.unschedulable {
         let hint = match words.contains("topology spread") {
-            true => "; give the nodes the label of placement.topologyKey, name another label there, or set placement.whenUnsatisfiable: ScheduleAnyway",
+            true => {
+                "; give the nodes the label of placement.topologyKey, name another label there, or set placement.whenUnsatisfiable: ScheduleAnyway"
+            }
             false => "",
         };
         return Some((Reason::Unschedulable, format!("{}: {words}{hint}", pod.name)));
@@ -211,16 +214,20 @@ pub fn available(p: &Picture<'_>) -> Verdict {
     let serving = serving.count();
     let pods = p.observed.members.values().filter(|m| m.pod.is_some()).count();
     match (p.observed.spokesman(), p.observed.health().count()) {
-        (Some(_), _) if serving > 0 => {
-            Verdict::new(Truth::True, Reason::Quorum, format!("a majority is in touch; {serving} members take connections"))
-        }
+        (Some(_), _) if serving > 0 => Verdict::new(
+            Truth::True,
+            Reason::Quorum,
+            format!("a majority is in touch; {serving} members take connections"),
+        ),
         (Some(_), _) => Verdict::new(Truth::False, Reason::WaitingForMembers, "no pod is Ready to take connections"),
         (None, 0) if serving > 0 => Verdict::new(
             Truth::Unknown,
             Reason::NoAnswer,
             "no broker answers the operator, though pods are Ready; is port 5690 open to it?",
         ),
-        (None, _) if !p.was_founded => Verdict::new(Truth::False, Reason::Bootstrapping, "the cluster is not founded yet"),
+        (None, _) if !p.was_founded => {
+            Verdict::new(Truth::False, Reason::Bootstrapping, "the cluster is not founded yet")
+        }
         (None, answers) => {
             Verdict::new(Truth::False, Reason::QuorumLost, format!("no majority: {answers} of {pods} brokers answer"))
         }
@@ -247,7 +254,9 @@ fn under_way(p: &Picture<'_>) -> Option<(Reason, String)> {
     let new = cluster.members.iter().filter(absent).count();
     match &p.plan.latch {
         Latch::Wait(what) if !p.was_founded => return Some((Reason::CreatingMembers, what.clone())),
-        Latch::Record { .. } | Latch::Found { .. } => return Some((Reason::Bootstrapping, "founding the cluster".into())),
+        Latch::Record { .. } | Latch::Found { .. } => {
+            return Some((Reason::Bootstrapping, "founding the cluster".into()));
+        }
         _ if new > 0 => return Some((Reason::Scaling, format!("{new} members are being added"))),
         _ => {}
     }
@@ -293,14 +302,18 @@ fn attention(p: &Picture<'_>) -> Option<(Reason, String)> {
     }
     let quarantined: u64 = p.observed.health().map(|(_, h)| h.groups.quarantined).sum();
     if quarantined > 0 {
-        return Some((Reason::ReplicaQuarantined, format!("{quarantined} replicas are set aside; the brokers' logs say why")));
+        return Some((
+            Reason::ReplicaQuarantined,
+            format!("{quarantined} replicas are set aside; the brokers' logs say why"),
+        ));
     }
     let unready = unready(p, cluster);
     if !unready.is_empty() {
         return Some((Reason::MembersNotReady, format!("not ready: {}", unready.join(", "))));
     }
     let behind: u64 = p.observed.health().map(|(_, h)| h.groups.under_replicated + h.groups.lagging).sum();
-    (behind > 0).then(|| (Reason::ReplicasCatchingUp, format!("{behind} groups have replicas that are behind or missing")))
+    (behind > 0)
+        .then(|| (Reason::ReplicasCatchingUp, format!("{behind} groups have replicas that are behind or missing")))
 }
 
 /// Only while the spec is not yet in effect (kstatus).
@@ -340,31 +353,40 @@ pub fn zone_fault_tolerant(p: &Picture<'_>) -> Verdict {
     }
     if cluster.members.len() < 3 {
         let count = cluster.members.len();
-        return no(Reason::TooFewMembers, format!("{count} members outlive no loss of a majority's zone: set members to 3 or more"));
+        return no(
+            Reason::TooFewMembers,
+            format!("{count} members outlive no loss of a majority's zone: set members to 3 or more"),
+        );
     }
     let answers: Vec<_> = p.observed.health().collect();
     if answers.is_empty() || !p.was_founded {
         return Verdict::new(Truth::Unknown, Reason::NoAnswer, "no broker can say yet");
     }
-    let zones: Vec<Option<&str>> = cluster
-        .members
-        .iter()
-        .map(|n| p.observed.members.get(n)?.pod.as_ref()?.zone.as_deref())
-        .collect();
+    let zones: Vec<Option<&str>> =
+        cluster.members.iter().map(|n| p.observed.members.get(n)?.pod.as_ref()?.zone.as_deref()).collect();
     if zones.iter().any(Option::is_none) {
-        return no(Reason::UnknownZones, format!(
-            "not every member's node has the label {}: label the nodes, or name another label in placement.topologyKey",
-            cluster.template.topology_key
-        ));
+        return no(
+            Reason::UnknownZones,
+            format!(
+                "not every member's node has the label {}: label the nodes, or name another label in placement.topologyKey",
+                cluster.template.topology_key
+            ),
+        );
     }
     let mut distinct = zones.clone();
     distinct.sort_unstable();
     distinct.dedup();
     if distinct.len() < 3 {
-        return no(Reason::TooFewZones, format!("members are in {} zones; a majority outlives a zone only with 3 or more", distinct.len()));
+        return no(
+            Reason::TooFewZones,
+            format!("members are in {} zones; a majority outlives a zone only with 3 or more", distinct.len()),
+        );
     }
     if let Some((_, health)) = answers.iter().find(|(_, h)| !h.zone_fault_tolerant) {
-        let why = health.zone_fault_blocker.clone().unwrap_or_else(|| format!("{} cannot vouch for the queues it leads", health.name));
+        let why = health
+            .zone_fault_blocker
+            .clone()
+            .unwrap_or_else(|| format!("{} cannot vouch for the queues it leads", health.name));
         return no(Reason::ReplicasNotSpread, why);
     }
     match answers.len() == cluster.members.len() {
