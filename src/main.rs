@@ -41,10 +41,10 @@ enum Command {
     Crds {
         /// One file for each CRD in this folder.
         #[arg(long)]
-        dir: Option<PathBuf>,
-        /// Also the Helm chart's template of them, in this folder.
+        output: Option<PathBuf>,
+        /// Also the template of the Helm chart in this folder.
         #[arg(long)]
-        chart_templates: Option<PathBuf>,
+        chart: Option<PathBuf>,
     },
 }
 
@@ -78,7 +78,7 @@ type Failure = String;
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Crds { dir, chart_templates } => write_crds(dir, chart_templates),
+        Command::Crds { output, chart } => write_crds(output, chart),
         Command::Run(options) => start(options),
     };
     match result {
@@ -90,7 +90,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn write_crds(dir: Option<PathBuf>, chart_templates: Option<PathBuf>) -> Result<(), Failure> {
+fn write_crds(output: Option<PathBuf>, chart: Option<PathBuf>) -> Result<(), Failure> {
     let documents = custom_resource_definitions()
         .iter()
         .map(|crd| {
@@ -101,12 +101,12 @@ fn write_crds(dir: Option<PathBuf>, chart_templates: Option<PathBuf>) -> Result<
     let write = |path: PathBuf, text: &str| {
         std::fs::write(&path, text).map_err(|error| format!("cannot write {}: {error}", path.display()))
     };
-    if let Some(folder) = &chart_templates {
-        write(folder.join("crds.yaml"), &holdfast::api::v1alpha1::chart_template(&documents))?;
+    if let Some(folder) = &chart {
+        write(folder.join("templates/crds.yaml"), &holdfast::api::v1alpha1::chart_template(&documents))?;
     }
-    match dir {
+    match output {
         Some(dir) => documents.iter().try_for_each(|(name, text)| write(dir.join(name), text)),
-        None if chart_templates.is_none() => {
+        None if chart.is_none() => {
             documents.iter().for_each(|(_, text)| print!("---\n{text}"));
             Ok(())
         }

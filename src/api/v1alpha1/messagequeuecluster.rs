@@ -56,6 +56,8 @@ use super::schema;
         .message("storage.storageClassName cannot change once the cluster exists: put the former value back"),
     validation = Rule::new("has(self.replication) == has(oldSelf.replication) && (!has(self.replication) || self.replication.factor == oldSelf.replication.factor)")
         .message("replication.factor is given to the brokers at bootstrap and cannot change: put the former value back (or leave it out, if it was left out)"),
+    validation = Rule::new("!has(self.replication) || self.replication.factor <= self.members")
+        .message("replication.factor is above members: raise members, or lower the factor to an odd number that is not above it"),
     validation = Rule::new("!(has(self.image) && has(self.version))")
         .message("set either image (a full reference) or version (a tag of the operator's default image), not both")
 )]

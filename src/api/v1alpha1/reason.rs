@@ -50,7 +50,6 @@ pub enum Reason {
     RollingOut,
     Scaling,
     MembersNotReady,
-    WakingUp,
     ReplicasCatchingUp,
 
     // Chosen by the user.

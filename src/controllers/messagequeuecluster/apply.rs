@@ -70,6 +70,9 @@ pub async fn apply(
             apply_object(ctx, &children.namespace, object).await?;
         }
         outcome.applied = true;
+        if let Latch::Record { cluster_id, adopted: true, .. } = &plan.latch {
+            outcome.did(Reason::Adopted, format!("the volumes belong to cluster {cluster_id}, which goes on"));
+        }
         grow_volumes(ctx, &children, &mut outcome).await;
         change_serving(ctx, &children.namespace, plan, &mut outcome).await?;
         tell_brokers(ctx, observed, plan, &children, &mut outcome).await?;
