@@ -1,1 +1,35 @@
-//! The broker process: sockets, TLS, timers, files, admin HTTP, metrics.
+//! The broker process: sockets, TLS, timers, files, admin HTTP and metrics around [`holdfast_engine::Member`].
+//!
+//! ```text
+//!   AMQP sockets ──┐                        ┌── bytes ──► sockets, links
+//!   peer links ────┼─► lanes ─► core thread ┼── batches ► journal thread ─► fdatasync ─► Written ─┐
+//!   admin HTTP ────┘   (bounded)  (Member)  └── checks ─► password threads                        │
+//!                          ▲──────────────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! Sockets live on a small tokio runtime; the member on one thread of its own ([`core`]); the journal on another
+//! ([`journal_thread`]). What a client or a peer can fill is bounded: the lanes ([`inbox`]), what waits for a client's
+//! socket ([`clients`]), what waits for a link ([`peers`]), what waits for the disk ([`core`]).
+
+pub mod admin;
+pub mod clients;
+pub mod clock;
+pub mod config;
+pub mod core;
+pub mod data_dir;
+pub mod dev;
+pub mod failure;
+pub mod framing;
+pub mod http_server;
+pub mod inbox;
+pub mod journal_thread;
+pub mod listen;
+pub mod logging;
+pub mod metrics;
+pub mod outgoing;
+pub mod passwords;
+pub mod peers;
+pub mod pre_stop;
+pub mod probes;
+pub mod run;
+pub mod tls;

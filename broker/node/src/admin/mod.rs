@@ -1,0 +1,5 @@
+//! The admin API: the operator's only door to a running broker. HTTP with certificates on both sides; JSON both ways.
+
+pub mod client;
+pub mod json;
+pub mod routes;

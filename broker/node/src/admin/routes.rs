@@ -1,0 +1,311 @@
+//! Paths of the admin API, and their mapping to the engine's requests.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{Path, RawQuery, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post, put};
+use holdfast_engine::admin::{AdminAction, AdminError, AdminErrorKind, AdminReply, AdminRequest, UserCredentials};
+use holdfast_queue::ids::GroupId;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::json::{
+    BootstrapBody, Disk, DrainBody, ErrorBody, MembersBody, PasswordBody, TransferBody, groups, health, status,
+};
+use crate::inbox::Inbox;
+
+/// Carries a number that grows with each holder of the operator's lease.
+pub const TOKEN_HEADER: &str = "X-Holdfast-Token";
+/// Groups in an answer, unless `limit` says otherwise.
+const GROUPS_LIMIT: usize = 1000;
+/// How long disk figures are used again; finding them walks the data directory.
+const DISK_FIGURES_FOR: Duration = Duration::from_secs(5);
+
+/// What the handlers share.
+pub struct Admin {
+    inbox: Inbox,
+    data_dir: PathBuf,
+    disk: Mutex<Option<(Instant, Disk)>>,
+}
+
+type Shared = State<Arc<Admin>>;
+type Answer = Result<Response, Refusal>;
+
+/// The routes, for a server that has checked the caller's certificate.
+pub fn router(inbox: Inbox, data_dir: PathBuf) -> Router {
+    let admin = Arc::new(Admin { inbox, data_dir, disk: Mutex::new(None) });
+    Router::new()
+        .route("/v1/health", get(get_health))
+        .route("/v1/bootstrap", post(bootstrap))
+        .route("/v1/groups", get(get_groups))
+        .route("/v1/groups/{id}/transfer", post(transfer))
+        .route("/v1/drain-leaders", post(drain_leaders))
+        .route("/v1/users/{name}", put(put_user))
+        .route("/v1/members", put(put_members))
+        .fallback(|| async { Refusal::new(AdminErrorKind::NotFound, "there is no such path", "paths start with /v1/") })
+        .method_not_allowed_fallback(|| async {
+            let refusal = ErrorBody {
+                error: "that method is not for this path".into(),
+                hint: "GET reads, POST acts, PUT sets".into(),
+            };
+            (StatusCode::METHOD_NOT_ALLOWED, axum::Json(refusal))
+        })
+        .with_state(admin)
+}
+
+/// A refusal as it goes to the caller.
+struct Refusal(AdminError);
+
+impl Refusal {
+    fn new(kind: AdminErrorKind, error: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self(AdminError { kind, error: error.into(), hint: hint.into() })
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (status(self.0.kind), axum::Json(ErrorBody::from(self.0))).into_response()
+    }
+}
+
+impl Admin {
+    async fn ask(&self, headers: &HeaderMap, action: AdminAction) -> Result<AdminReply, Refusal> {
+        let request = AdminRequest { token: token(headers)?, action };
+        match self.inbox.admin(request).await {
+            Ok(answer) => answer.map_err(Refusal),
+            Err(_) => Err(Refusal::new(AdminErrorKind::Unavailable, "this member is stopping", "ask another member")),
+        }
+    }
+
+    async fn disk(&self) -> Disk {
+        let known = *self.disk.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, disk)) = known
+            && at.elapsed() < DISK_FIGURES_FOR
+        {
+            return disk;
+        }
+        let dir = self.data_dir.clone();
+        let disk = tokio::task::spawn_blocking(move || measure(&dir)).await.unwrap_or_default();
+        *self.disk.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), disk));
+        disk
+    }
+}
+
+/// Bytes used by a directory and free on its file system; zero where the system does not tell.
+pub fn measure(dir: &std::path::Path) -> Disk {
+    let free_bytes = rustix::fs::statvfs(dir).map_or(0, |stat| stat.f_bavail * stat.f_frsize);
+    Disk { used_bytes: used_bytes(dir), free_bytes }
+}
+
+fn used_bytes(dir: &std::path::Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
+    entries
+        .filter_map(Result::ok)
+        .map(|entry| match entry.metadata() {
+            Ok(meta) if meta.is_dir() => used_bytes(&entry.path()),
+            Ok(meta) => meta.blocks() * 512,
+            Err(_) => 0,
+        })
+        .sum()
+}
+
+fn token(headers: &HeaderMap) -> Result<Option<u64>, Refusal> {
+    let Some(value) = headers.get(TOKEN_HEADER) else { return Ok(None) };
+    let number = value.to_str().ok().and_then(|text| text.parse().ok());
+    number.map(Some).ok_or_else(|| {
+        let error = format!("the header {TOKEN_HEADER} is not a number");
+        Refusal::new(AdminErrorKind::BadRequest, error, "send a decimal number, or leave the header out")
+    })
+}
+
+fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, Refusal> {
+    serde_json::from_slice(body).map_err(|error| {
+        Refusal::new(AdminErrorKind::BadRequest, format!("the body does not fit: {error}"), "send JSON as documented")
+    })
+}
+
+fn done() -> Answer {
+    Ok(axum::Json(json!({})).into_response())
+}
+
+/// The engine answered with something else than was asked: a defect, but no reason to end the process.
+fn surprise() -> Refusal {
+    Refusal::new(
+        AdminErrorKind::Unavailable,
+        "the answer does not fit the request",
+        "this is a defect; please report it",
+    )
+}
+
+async fn get_health(State(admin): Shared, headers: HeaderMap) -> Answer {
+    let disk = admin.disk().await;
+    match admin.ask(&headers, AdminAction::Health).await? {
+        AdminReply::Health(report) => {
+            Ok(axum::Json::<Value>(health(&report, env!("CARGO_PKG_VERSION"), disk)).into_response())
+        }
+        _ => Err(surprise()),
+    }
+}
+
+async fn bootstrap(State(admin): Shared, headers: HeaderMap, body: Bytes) -> Answer {
+    let body: BootstrapBody = parse(&body)?;
+    let action = AdminAction::Bootstrap {
+        cluster_id: body.cluster_id,
+        members: body.members.into_iter().map(Into::into).collect(),
+        user: credentials(body.user.name, body.user.password).await?,
+        default_replication_factor: body.default_replication_factor,
+    };
+    admin.ask(&headers, action).await?;
+    done()
+}
+
+async fn get_groups(State(admin): Shared, headers: HeaderMap, RawQuery(query): RawQuery) -> Answer {
+    let limit = match query.as_deref().unwrap_or_default() {
+        "" => GROUPS_LIMIT,
+        text => text.strip_prefix("limit=").and_then(|number| number.parse().ok()).ok_or_else(|| {
+            Refusal::new(AdminErrorKind::BadRequest, format!("cannot read the query `{text}`"), "write ?limit=NUMBER")
+        })?,
+    };
+    match admin.ask(&headers, AdminAction::Groups { limit }).await? {
+        AdminReply::Groups(list) => Ok(axum::Json::<Value>(groups(&list)).into_response()),
+        _ => Err(surprise()),
+    }
+}
+
+async fn transfer(State(admin): Shared, headers: HeaderMap, Path(id): Path<String>, body: Bytes) -> Answer {
+    let id = id.parse().map_err(|_| {
+        Refusal::new(
+            AdminErrorKind::BadRequest,
+            format!("`{id}` is not the number of a group"),
+            "GET /v1/groups lists them",
+        )
+    })?;
+    let body: TransferBody = parse(&body)?;
+    admin.ask(&headers, AdminAction::Transfer { group: GroupId(id), to: body.to }).await?;
+    done()
+}
+
+async fn drain_leaders(State(admin): Shared, headers: HeaderMap, body: Bytes) -> Answer {
+    let body = if body.is_empty() { DrainBody::default() } else { parse(&body)? };
+    match admin.ask(&headers, AdminAction::DrainLeaders { deadline_ms: body.deadline_ms }).await? {
+        AdminReply::Drained { remaining } => Ok(axum::Json(json!({ "remaining": remaining })).into_response()),
+        _ => Err(surprise()),
+    }
+}
+
+async fn put_user(State(admin): Shared, headers: HeaderMap, Path(name): Path<String>, body: Bytes) -> Answer {
+    let body: PasswordBody = parse(&body)?;
+    admin.ask(&headers, AdminAction::PutUser(credentials(name, body.password).await?)).await?;
+    done()
+}
+
+async fn put_members(State(admin): Shared, headers: HeaderMap, body: Bytes) -> Answer {
+    let body: MembersBody = parse(&body)?;
+    let members = body.members.into_iter().map(Into::into).collect();
+    admin.ask(&headers, AdminAction::PutMembers { members }).await?;
+    done()
+}
+
+async fn credentials(name: String, password: String) -> Result<UserCredentials, Refusal> {
+    if name.is_empty() || password.is_empty() {
+        return Err(Refusal::new(AdminErrorKind::BadRequest, "the user's name or password is empty", "send both"));
+    }
+    let hashed = tokio::task::spawn_blocking(move || crate::passwords::hash(password.as_bytes())).await;
+    match hashed {
+        Ok(Ok(password_hash)) => Ok(UserCredentials { name, password_hash }),
+        Ok(Err(error)) => Err(Refusal::new(AdminErrorKind::BadRequest, error, "choose another password")),
+        Err(_) => Err(surprise()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inbox::{Arrival, Lanes};
+    use http_body_util::BodyExt;
+    use hyper::Request;
+    use tower::ServiceExt;
+
+    /// Answers every request of the engine with `answer`, and gives back what was asked last.
+    async fn engine(mut lanes: Lanes, answer: Result<AdminReply, AdminError>) -> Option<AdminRequest> {
+        let mut last = None;
+        while let Some(held) = lanes.control.recv().await {
+            if let Arrival::Admin { body, reply } = held.arrival {
+                let _ = reply.send(answer.clone());
+                last = Some(body);
+            }
+        }
+        last
+    }
+
+    async fn call(
+        method: &str,
+        path: &str,
+        token: Option<&str>,
+        body: &str,
+        answer: Result<AdminReply, AdminError>,
+    ) -> (u16, Value, Option<AdminRequest>) {
+        let (inbox, lanes) = Inbox::new();
+        let asked = tokio::spawn(engine(lanes, answer));
+        let router = router(inbox, std::env::temp_dir().join("holdfast-no-such-directory"));
+        let mut request = Request::builder().method(method).uri(path);
+        if let Some(token) = token {
+            request = request.header(TOKEN_HEADER, token);
+        }
+        let response = router.oneshot(request.body(axum::body::Body::from(body.to_string())).unwrap()).await.unwrap();
+        let status = response.status().as_u16();
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        (status, serde_json::from_slice(&bytes).unwrap(), asked.await.unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_bootstrap_request_reaches_the_engine_with_a_hashed_password() {
+        let body = r#"{"clusterId":"c","members":[{"name":"a","address":"a:1","zone":"z"}],"user":{"name":"guest","password":"pw"}}"#;
+        let (status, _, asked) = call("POST", "/v1/bootstrap", Some("3"), body, Ok(AdminReply::Done)).await;
+        assert_eq!(status, 200);
+        let asked = asked.unwrap();
+        assert_eq!(asked.token, Some(3));
+        let AdminAction::Bootstrap { cluster_id, members, user, default_replication_factor } = asked.action else {
+            panic!("a bootstrap");
+        };
+        assert_eq!((cluster_id.as_str(), members.len(), default_replication_factor), ("c", 1, 3));
+        assert!(user.password_hash.starts_with("$argon2id$"));
+    }
+
+    #[tokio::test]
+    async fn refusals_carry_a_status_a_reason_and_a_hint() {
+        let conflict = AdminError { kind: AdminErrorKind::Conflict, error: "taken".into(), hint: "use another".into() };
+        let (status, body, _) = call("PUT", "/v1/users/u", None, r#"{"password":"p"}"#, Err(conflict)).await;
+        assert_eq!((status, &body), (409, &json!({"error": "taken", "hint": "use another"})));
+        let cases = [
+            ("GET", "/v1/nothing", None, "", 404),
+            ("DELETE", "/v1/health", None, "", 405),
+            ("GET", "/v1/health", Some("x"), "", 400),
+            ("GET", "/v1/groups?limit=many", None, "", 400),
+            ("POST", "/v1/groups/x/transfer", None, r#"{"to":"a"}"#, 400),
+            ("POST", "/v1/bootstrap", None, "{", 400),
+            ("POST", "/v1/bootstrap", None, r#"{"clusterID":"c"}"#, 400),
+            ("PUT", "/v1/users/u", None, r#"{"password":""}"#, 400),
+        ];
+        for (method, path, token, body, expected) in cases {
+            let (status, answer, _) = call(method, path, token, body, Ok(AdminReply::Done)).await;
+            assert_eq!(status, expected, "{method} {path}: {answer}");
+            assert!(answer["error"].is_string() && answer["hint"].is_string(), "{method} {path}: {answer}");
+        }
+    }
+
+    #[tokio::test]
+    async fn draining_answers_with_what_remains() {
+        let drained = Ok(AdminReply::Drained { remaining: 2 });
+        let (status, body, asked) = call("POST", "/v1/drain-leaders", None, "", drained).await;
+        assert_eq!((status, body), (200, json!({"remaining": 2})));
+        assert_eq!(asked.unwrap().action, AdminAction::DrainLeaders { deadline_ms: 5000 });
+    }
+}

@@ -1,0 +1,115 @@
+//! `holdfast-broker`: the broker's program.
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use holdfast_node::config::Config;
+use holdfast_node::failure::{ExitKind, Failure};
+use holdfast_node::{dev, logging, passwords, pre_stop, run};
+
+/// A replicated AMQP 0-9-1 broker.
+#[derive(Parser)]
+#[command(version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run one member of a cluster.
+    Run {
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// End when the parent process ends.
+        #[arg(long, hide = true)]
+        with_parent: bool,
+    },
+    /// Start a cluster on this machine, for trying it and for tests (user guest, password guest).
+    Dev(dev::DevArgs),
+    /// Hand this member's leaderships over before it is stopped.
+    PreStop {
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// How long it may take.
+        #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+        timeout: u64,
+    },
+    /// Print the version.
+    Version,
+    /// Read a password from standard input and print its hash.
+    HashPassword,
+}
+
+#[derive(Args)]
+struct ConfigArgs {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE", env = "HOLDFAST_CONFIG", default_value = "/etc/holdfast/config/config.yaml")]
+    config: PathBuf,
+}
+
+impl ConfigArgs {
+    fn load(&self) -> Result<Config, Failure> {
+        Config::load(&self.config, &|name| std::env::var(name).ok())
+    }
+}
+
+fn main() -> ExitCode {
+    match carry_out(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("holdfast-broker: {failure}");
+            ExitCode::from(failure.kind.code())
+        }
+    }
+}
+
+fn carry_out(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Run { config, with_parent } => {
+            logging::start("info");
+            if with_parent {
+                end_with_parent()?;
+            }
+            run::run(&config.load()?)
+        }
+        Command::Dev(args) => dev::dev(args),
+        Command::PreStop { config, timeout } => {
+            let config = config.load()?;
+            small_runtime()?.block_on(pre_stop::drain(&config, Duration::from_secs(timeout)))
+        }
+        Command::Version => {
+            println!("holdfast-broker {}", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+        Command::HashPassword => hash_password(),
+    }
+}
+
+/// `dev` may be killed in a way that leaves it no time to end its members.
+fn end_with_parent() -> Result<(), Failure> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
+        .map_err(|error| Failure::new(ExitKind::Internal, format!("--with-parent: {error}"), "leave the option out"))
+}
+
+fn small_runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(ExitKind::Internal, format!("cannot start: {error}"), "try again"))
+}
+
+fn hash_password() -> Result<(), Failure> {
+    let trouble = |text: String| Failure::new(ExitKind::Data, text, "write the password to standard input");
+    let mut password = String::new();
+    std::io::stdin().read_to_string(&mut password).map_err(|error| trouble(error.to_string()))?;
+    let password = password.trim_end_matches(['\r', '\n']);
+    if password.is_empty() {
+        return Err(trouble("the password is empty".into()));
+    }
+    println!("{}", passwords::hash(password.as_bytes()).map_err(trouble)?);
+    Ok(())
+}

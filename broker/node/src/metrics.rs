@@ -1,0 +1,169 @@
+//! What `/metrics` shows: counters of the engine and of this process, in Prometheus' text format. Series that RabbitMQ
+//! has keep its names; ours begin with `holdfast_`.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use holdfast_engine::Metrics;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text::encode};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+/// Counters and gauges of this process; cheap to touch from any thread.
+pub struct NodeMetrics {
+    pub connections_opened: Counter,
+    pub connections_closed: Counter,
+    /// One write and `fdatasync` of everything that had arrived, seconds.
+    pub sync_seconds: Histogram,
+    /// Batches that one sync made durable.
+    pub sync_batches: Histogram,
+    /// Handling all waiting inputs and their outputs once, seconds.
+    pub round_seconds: Histogram,
+    /// Bytes handed to the journal thread and not yet durable.
+    pub journal_backlog_bytes: AtomicU64,
+    /// When the core thread last finished a round, ms on its clock.
+    pub last_round_ms: AtomicU64,
+    /// The member has been ready.
+    pub ready: AtomicBool,
+    /// The engine's counters, as of the last round in which they were copied.
+    pub engine: Mutex<Metrics>,
+}
+
+impl NodeMetrics {
+    /// All zero.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            connections_opened: Counter::default(),
+            connections_closed: Counter::default(),
+            sync_seconds: Histogram::new(exponential_buckets(0.000_05, 2.0, 17)),
+            sync_batches: Histogram::new(exponential_buckets(1.0, 2.0, 8)),
+            round_seconds: Histogram::new(exponential_buckets(0.000_01, 4.0, 10)),
+            journal_backlog_bytes: AtomicU64::new(0),
+            last_round_ms: AtomicU64::new(0),
+            ready: AtomicBool::new(false),
+            engine: Mutex::default(),
+        })
+    }
+
+    /// The engine's counters.
+    pub fn engine(&self) -> Metrics {
+        *self.engine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Everything in Prometheus' text format.
+pub fn render(metrics: &Arc<NodeMetrics>, disk_free_bytes: u64) -> Result<String, fmt::Error> {
+    let mut registry = Registry::default();
+    let m = metrics;
+    registry.register("rabbitmq_connections_opened", "Connections opened", m.connections_opened.clone());
+    registry.register("rabbitmq_connections_closed", "Connections closed", m.connections_closed.clone());
+    registry.register_with_unit(
+        "holdfast_journal_sync",
+        "One write and fdatasync of everything that had arrived",
+        Unit::Seconds,
+        m.sync_seconds.clone(),
+    );
+    registry.register("holdfast_journal_sync_batches", "Batches made durable by one sync", m.sync_batches.clone());
+    registry.register_with_unit(
+        "holdfast_core_round",
+        "Handling all waiting inputs and their outputs once",
+        Unit::Seconds,
+        m.round_seconds.clone(),
+    );
+    let journal_backlog_bytes = m.journal_backlog_bytes.load(Ordering::Relaxed);
+    let ready = m.ready.load(Ordering::Relaxed);
+    registry.register_collector(Box::new(Snapshot {
+        engine: m.engine(),
+        journal_backlog_bytes,
+        disk_free_bytes,
+        ready,
+    }));
+    let mut out = String::new();
+    encode(&mut out, &registry)?;
+    Ok(out)
+}
+
+/// Figures taken at the moment of the request.
+#[derive(Debug)]
+struct Snapshot {
+    engine: Metrics,
+    journal_backlog_bytes: u64,
+    disk_free_bytes: u64,
+    ready: bool,
+}
+
+impl Collector for Snapshot {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let e = &self.engine;
+        let gauges: [(&str, &str, u64); 11] = [
+            ("rabbitmq_connections", "Connections currently open", e.connections),
+            ("rabbitmq_channels", "Channels currently open", e.channels),
+            ("rabbitmq_consumers", "Consumers currently connected", e.consumers),
+            ("rabbitmq_queues", "Queues available", e.queues),
+            ("rabbitmq_process_resident_memory_bytes", "Memory used in bytes", resident_bytes()),
+            ("rabbitmq_disk_space_available_bytes", "Disk space available in bytes", self.disk_free_bytes),
+            ("holdfast_groups", "Replicas of Raft groups on this member", e.groups),
+            ("holdfast_groups_leading", "Raft groups led by this member", e.groups_leading),
+            (
+                "holdfast_journal_backlog_bytes",
+                "Bytes handed to the journal and not yet durable",
+                self.journal_backlog_bytes,
+            ),
+            ("holdfast_ready", "1 once this member has been ready", u64::from(self.ready)),
+            ("process_resident_memory_bytes", "Resident memory size in bytes", resident_bytes()),
+        ];
+        for (name, help, value) in gauges {
+            let gauge = ConstGauge::new(value as i64);
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+        }
+        let counters: [(&str, &str, u64); 9] = [
+            ("rabbitmq_global_messages_received", "Messages published by clients", e.published),
+            ("rabbitmq_global_messages_confirmed", "Publisher confirms sent", e.confirmed),
+            ("rabbitmq_global_messages_unroutable_returned", "Unroutable messages returned", e.returned),
+            ("rabbitmq_global_messages_delivered", "Messages delivered to clients", e.delivered),
+            ("rabbitmq_global_messages_acknowledged", "Messages acknowledged by clients", e.acknowledged),
+            ("holdfast_commands_resent", "Commands sent again because no answer came", e.resent),
+            ("holdfast_raft_proposals", "Raft entries proposed", e.proposals),
+            ("holdfast_raft_commands", "Commands in proposed Raft entries", e.commands),
+            ("holdfast_failovers", "Failovers that replicas here won", e.failovers),
+        ];
+        for (name, help, value) in counters {
+            let counter = ConstCounter::new(value);
+            counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
+        }
+        Ok(())
+    }
+}
+
+/// This process' resident memory; 0 where `/proc` does not tell.
+pub fn resident_bytes() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: u64 = statm.split_whitespace().nth(1).and_then(|field| field.parse().ok()).unwrap_or(0);
+    pages * rustix::param::page_size() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn series_have_the_names_that_dashboards_for_rabbitmq_use() {
+        let metrics = NodeMetrics::new();
+        metrics.connections_opened.inc();
+        metrics.engine.lock().unwrap().confirmed = 7;
+        metrics.sync_seconds.observe(0.001);
+        let text = render(&metrics, 5).unwrap();
+        for line in [
+            "rabbitmq_connections_opened_total 1",
+            "rabbitmq_global_messages_confirmed_total 7",
+            "rabbitmq_disk_space_available_bytes 5",
+            "holdfast_journal_sync_seconds_count 1",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! Real broker processes under real clients: kills, bad input, and data directories that must not be used.
+//!
+//! Every wait is bounded and polls a condition. `-- --nocapture` shows the progress.
+
+mod bad_input;
+mod cluster;
+mod starting;
+mod survival;
