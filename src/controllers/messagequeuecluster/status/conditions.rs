@@ -394,3 +394,6 @@ pub fn zone_fault_tolerant(p: &Picture<'_>) -> Verdict {
         false => no(Reason::NoAnswer, format!("only {} of {} brokers answer", answers.len(), cluster.members.len())),
     }
 }
+
+#[cfg(test)]
+mod tests;
