@@ -109,6 +109,7 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
             commit: BIRTH_INDEX,
         };
         self.start(start);
+        self.unpark(key);
         Ok(())
     }
 
@@ -120,6 +121,7 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
         self.write_birth(key, (0, 0, 0), &ConfState::default(), &machine);
         let log = GroupLog::new(self.reader.clone(), HardState::default(), ConfState::default(), (0, 0));
         self.start(Start { key, log, machine, applied: 0, vote: (0, 0), commit: 0 });
+        self.unpark(key);
         Ok(())
     }
 
@@ -153,6 +155,7 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
             vote: (BIRTH_TERM, self.cx.me.0),
             commit: BIRTH_INDEX,
         });
+        // What came in meanwhile waits: it may be of a later term, whose follower this replica is about to be.
         self.guarded(id, |group, _| {
             group.raw.raft.become_candidate();
             group.raw.raft.become_leader();
@@ -167,7 +170,10 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
         self.check_absent(recovered.key)?;
         let key = recovered.key;
         match self.restored_start(recovered) {
-            Ok(start) => self.start(start),
+            Ok(start) => {
+                self.start(start);
+                self.unpark(key);
+            }
             Err(why) => {
                 let id = GroupId(key.group);
                 self.replicas.insert(id, Replica::Quarantined { key, why: why.clone() });
@@ -238,10 +244,8 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
                 let why = format!("raft refuses what is on disk: {error}");
                 self.replicas.insert(id, Replica::Quarantined { key, why: why.clone() });
                 self.cx.outbox.push_back(HostOutput::Quarantined { group: id, why });
-                return;
             }
         }
-        self.unpark(key);
     }
 
     fn unpark(&mut self, key: GroupKey) {

@@ -39,7 +39,9 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
     /// limit, up to the checkpoint.
     pub fn maybe_compact(&mut self, cx: &mut Context<M::Effect>) {
         let prefix = self.log().prefix().0;
-        if self.checkpoint <= prefix || self.is_sending() || self.installing {
+        // The journal drops at a compaction every body that is not listed, so also those that just came in.
+        let receiving = self.incoming.is_some() || self.install.is_some() || self.installing;
+        if self.checkpoint <= prefix || self.is_sending() || receiving {
             return;
         }
         let floor = if self.is_leader() { self.matched_by_live(cx) } else { self.floor };
@@ -53,7 +55,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         // A machine that was restored from a checkpoint may list payloads that it is about to see die again, and that
         // were given up before the restart.
         let mut live = self.machine.live_indexes();
-        live.retain(|index| *index <= up_to && self.log().location(*index).is_some());
+        live.retain(|index| *index <= up_to && self.log().body_location(*index).is_some());
         self.log_mut().compact(up_to, &live);
         debug!(group = %self.id, up_to, live = live.len(), too_large, "compacted");
         self.push_applied_lazily(cx);

@@ -30,7 +30,8 @@ pub(crate) struct GroupLog<R> {
     prefix: (u64, u64),
     slots: VecDeque<Slot>,
     bytes: u64,
-    /// Payloads at or below the prefix in which messages are live.
+    /// Payloads at or below the prefix in which messages are live. Also, above it, those of a snapshot that is not (or
+    /// never was) installed: the log has precedence there, and the body when the prefix passes it, as in the journal.
     bodies: BTreeMap<u64, Location>,
     /// Followers for which raft-rs asked for a snapshot when there was none.
     snapshot_wanted: RefCell<BTreeSet<u64>>,
@@ -61,7 +62,7 @@ impl<R: EntryReader> GroupLog<R> {
         self.slots.push_back(Slot { term, bytes, write: BatchId::default(), payload: None, location });
     }
 
-    /// Adds a live payload below the prefix that was found on disk or came by snapshot.
+    /// Adds a payload that was written as a body: found at the start, or come by snapshot.
     pub fn push_body(&mut self, index: u64, location: Location) {
         self.bodies.insert(index, location);
     }
@@ -141,7 +142,7 @@ impl<R: EntryReader> GroupLog<R> {
         let Ok(term) = self.term(index) else { return };
         let mut bodies = BTreeMap::new();
         for body in live {
-            if let Some(location) = self.location(*body) {
+            if let Some(location) = self.body_location(*body) {
                 bodies.insert(*body, location);
             }
         }
@@ -175,6 +176,11 @@ impl<R: EntryReader> GroupLog<R> {
             return self.bodies.get(&index).copied();
         }
         self.slot(index)?.location
+    }
+
+    /// Where the payload is once the prefix has passed it.
+    pub fn body_location(&self, index: u64) -> Option<Location> {
+        self.bodies.get(&index).copied().or_else(|| self.location(index))
     }
 
     /// The payload, from memory or from disk; none if it is not here.

@@ -155,6 +155,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
 
     /// A payload of the snapshot is durable.
     pub fn body_written(&mut self, index: u64, location: Location) {
+        self.log_mut().push_body(index, location);
         if let Some(incoming) = &mut self.incoming {
             incoming.bodies.insert(index, location);
         }
@@ -184,7 +185,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         };
         let mut bodies = incoming.bodies;
         for index in live.iter().take_while(|index| **index <= incoming.have) {
-            let Some(location) = self.log().location(*index) else {
+            let Some(location) = self.log().body_location(*index) else {
                 warn!(group = %self.id, index, "a payload that should be here is not; asking for all of them");
                 self.distrust_bodies = true;
                 self.answer_snapshot(from, offer.id, SnapshotState::Refused, cx);

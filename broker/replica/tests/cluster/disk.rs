@@ -172,7 +172,12 @@ impl Group {
                 for index in live {
                     let moved = below.get(&index).map(|(_, location)| *location);
                     let body = self.bodies.get(&index).copied().or(moved);
-                    self.bodies.insert(index, body.expect("a live payload that is not here"));
+                    self.bodies.insert(
+                        index,
+                        body.unwrap_or_else(|| {
+                            panic!("live payload {index} is not here, compacting to {up_to} after {}", self.compacted)
+                        }),
+                    );
                 }
                 self.compacted = self.compacted.max(up_to);
             }

@@ -42,6 +42,20 @@ fn the_chosen_leader_is_silent_until_its_birth_record_is_durable() {
 }
 
 #[test]
+fn a_chosen_leader_that_is_late_follows_the_leader_that_was_elected_meanwhile() {
+    let mut cluster = Cluster::new(3, 3);
+    cluster.member(1).stalled = true;
+    cluster.create(&[1, 2, 3], Some(1));
+    cluster.run_until(3_000, |cluster| matches!(cluster.leading(), Some(2 | 3)));
+    let leader = cluster.leading().unwrap();
+    cluster.put(leader, 0..5);
+    cluster.member(1).stalled = false;
+    cluster.run_ms(500);
+    assert_eq!(cluster.leading(), Some(leader));
+    cluster.assert_converged();
+}
+
+#[test]
 fn a_birth_record_found_at_a_restart_makes_no_leader() {
     let mut cluster = Cluster::new(3, 4);
     cluster.create(&[1, 2, 3], Some(1));
