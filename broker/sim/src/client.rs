@@ -1,0 +1,397 @@
+//! A small AMQP client without I/O, for producers and consumers that keep the ledger.
+//!
+//! It speaks real frames through `holdfast-wire`. When its connection ends, or a reply stays out too long, it says so
+//! and the world connects it anew, to the next member.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::{Bytes, BytesMut};
+use holdfast_wire::{
+    BasicProperties, ContentHeader, FieldTable, Frame, FrameDecoder, FrameKind, LongStr, Method, PROTOCOL_HEADER,
+    ShortStr, write_body_frame, write_frame_end,
+};
+
+use crate::ledger::{Ledger, MessageId, encode_body};
+use crate::rng::Rng;
+
+const CHANNEL: u16 = 1;
+/// Virtual time without a reply after which a client gives its connection up.
+const PATIENCE_US: u64 = 15_000_000;
+/// Publishes on their way, per producer.
+const WINDOW: usize = 64;
+/// Acks after which a consumer asks for a synchronous reply.
+const ACKS_PER_SYNC: usize = 16;
+
+/// What a client is for.
+#[derive(Clone, Debug)]
+pub enum Role {
+    /// Publishes with confirms, and again what was not confirmed when its connection ended.
+    Producer {
+        /// Messages to send in all.
+        total: u64,
+    },
+    /// Consumes and acks; sometimes gives back, sometimes holds on for a while.
+    Consumer {
+        /// Unacked messages that it accepts.
+        prefetch: u16,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Disconnected,
+    Handshake,
+    Ready,
+}
+
+/// One client.
+pub struct Client {
+    /// Tells clients apart; a producer's messages carry it.
+    pub id: u32,
+    /// The queue.
+    pub queue: String,
+    /// What it is for.
+    pub role: Role,
+    stage: Stage,
+    decoder: FrameDecoder,
+    outgoing: BytesMut,
+    waiting_since: Option<u64>,
+    gave_up: bool,
+    connections: u32,
+    rng: Rng,
+    // A producer's.
+    next_number: u64,
+    unconfirmed: VecDeque<u64>,
+    to_send: VecDeque<u64>,
+    tags: BTreeMap<u64, u64>,
+    next_tag: u64,
+    // A consumer's.
+    partial: Option<Partial>,
+    held: Vec<(u64, MessageId)>,
+    acked: Vec<MessageId>,
+    awaiting_sync: Vec<MessageId>,
+    draining: bool,
+}
+
+struct Partial {
+    tag: u64,
+    redelivered: bool,
+    size: Option<u64>,
+    body: Vec<u8>,
+}
+
+impl Client {
+    /// A client that has not connected yet.
+    #[must_use]
+    pub fn new(id: u32, queue: &str, role: Role, rng: Rng) -> Self {
+        Self {
+            id,
+            queue: queue.to_owned(),
+            role,
+            stage: Stage::Disconnected,
+            decoder: FrameDecoder::new(),
+            outgoing: BytesMut::new(),
+            waiting_since: None,
+            gave_up: false,
+            connections: 0,
+            rng,
+            next_number: 1,
+            unconfirmed: VecDeque::new(),
+            to_send: VecDeque::new(),
+            tags: BTreeMap::new(),
+            next_tag: 1,
+            partial: None,
+            held: Vec::new(),
+            acked: Vec::new(),
+            awaiting_sync: Vec::new(),
+            draining: false,
+        }
+    }
+
+    /// True when it has a connection, however far it got.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.stage != Stage::Disconnected
+    }
+
+    /// True when a producer has nothing left to send and nothing unconfirmed.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        match self.role {
+            Role::Producer { total } => self.next_number > total && self.unconfirmed.is_empty(),
+            Role::Consumer { .. } => self.held.is_empty() && self.acked.is_empty() && self.awaiting_sync.is_empty(),
+        }
+    }
+
+    /// From now on a consumer acks everything at once.
+    pub fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// A connection stands.
+    pub fn connected(&mut self, now_us: u64) {
+        self.stage = Stage::Handshake;
+        self.decoder = FrameDecoder::new();
+        self.outgoing.clear();
+        self.outgoing.extend_from_slice(&PROTOCOL_HEADER);
+        self.waiting_since = Some(now_us);
+        self.gave_up = false;
+        self.connections += 1;
+        self.tags.clear();
+        self.next_tag = 1;
+        self.to_send = self.unconfirmed.clone();
+        self.partial = None;
+        self.held.clear();
+        // Their acks may or may not have arrived: nothing is claimed about them.
+        self.acked.clear();
+        self.awaiting_sync.clear();
+    }
+
+    /// The connection ended.
+    pub fn disconnected(&mut self) {
+        self.stage = Stage::Disconnected;
+        self.outgoing.clear();
+    }
+
+    /// True once it wants its connection closed.
+    #[must_use]
+    pub fn wants_to_close(&self) -> bool {
+        self.gave_up
+    }
+
+    /// Bytes to send.
+    pub fn take_outgoing(&mut self) -> Option<Bytes> {
+        (!self.outgoing.is_empty()).then(|| self.outgoing.split().freeze())
+    }
+
+    /// Bytes from the broker.
+    pub fn received(&mut self, now_us: u64, bytes: Bytes, ledger: &mut Ledger) {
+        self.decoder.feed(bytes);
+        loop {
+            match self.decoder.next_frame(0) {
+                Ok(Some(frame)) => self.frame(now_us, frame, ledger),
+                Ok(None) => return,
+                Err(_) => {
+                    self.gave_up = true;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Some time has passed: publish, ack, or give up waiting.
+    pub fn tick(&mut self, now_us: u64, ledger: &mut Ledger) {
+        if self.waiting_since.is_some_and(|since| now_us > since + PATIENCE_US) {
+            self.gave_up = true;
+        }
+        if self.stage != Stage::Ready || self.gave_up {
+            return;
+        }
+        match self.role {
+            Role::Producer { total } => self.publish_some(now_us, total, ledger),
+            Role::Consumer { .. } => self.settle_some(now_us),
+        }
+    }
+
+    fn send(&mut self, method: &Method) {
+        method.encode(CHANNEL, &mut self.outgoing);
+    }
+
+    fn send_connection(&mut self, method: &Method) {
+        method.encode(0, &mut self.outgoing);
+    }
+
+    fn frame(&mut self, now_us: u64, frame: Frame, ledger: &mut Ledger) {
+        match frame.kind {
+            FrameKind::Method => match Method::decode(frame.payload) {
+                Ok(method) => self.method(now_us, method, ledger),
+                Err(_) => self.gave_up = true,
+            },
+            FrameKind::Header => {
+                let size = ContentHeader::decode(frame.payload).map(|header| header.body_bytes);
+                if let (Some(partial), Ok(size)) = (&mut self.partial, size) {
+                    partial.size = Some(size);
+                }
+                self.finish_delivery(ledger);
+            }
+            FrameKind::Body => {
+                if let Some(partial) = &mut self.partial {
+                    partial.body.extend_from_slice(&frame.payload);
+                }
+                self.finish_delivery(ledger);
+            }
+            FrameKind::Heartbeat => {}
+        }
+    }
+
+    fn method(&mut self, now_us: u64, method: Method, ledger: &mut Ledger) {
+        match method {
+            Method::ConnectionStart { .. } => self.send_connection(&Method::ConnectionStartOk {
+                client_properties: FieldTable::default(),
+                mechanism: ShortStr::from_static("PLAIN"),
+                response: LongStr::new(&b"\0guest\0guest"[..]),
+                locale: ShortStr::from_static("en_US"),
+            }),
+            Method::ConnectionTune { channel_max, frame_max, .. } => {
+                self.send_connection(&Method::ConnectionTuneOk { channel_max, frame_max, heartbeat_s: 0 });
+                self.send_connection(&Method::ConnectionOpen { virtual_host: ShortStr::from_static("/") });
+            }
+            Method::ConnectionOpenOk {} => self.send(&Method::ChannelOpen {}),
+            Method::ChannelOpenOk {} => self.declare(),
+            Method::QueueDeclareOk { .. } => self.declared(),
+            Method::ConfirmSelectOk {} => self.ready(),
+            Method::BasicQosOk {} => self.qos_ok(now_us, ledger),
+            Method::BasicConsumeOk { .. } => self.ready(),
+            Method::BasicAck { delivery_tag, multiple } => self.confirmed(now_us, delivery_tag, multiple, ledger),
+            Method::BasicNack { delivery_tag, multiple, .. } => self.refused(delivery_tag, multiple, ledger),
+            Method::BasicDeliver { delivery_tag, redelivered, .. } => {
+                self.partial = Some(Partial { tag: delivery_tag, redelivered, size: None, body: Vec::new() });
+            }
+            // Closed by the broker, cancelled, or something that was never asked for: start again elsewhere.
+            _ => self.gave_up = true,
+        }
+    }
+
+    fn declare(&mut self) {
+        let queue = ShortStr::truncated(&self.queue);
+        self.send(&Method::QueueDeclare {
+            queue,
+            passive: false,
+            durable: true,
+            exclusive: false,
+            auto_delete: false,
+            no_wait: false,
+            arguments: FieldTable::default(),
+        });
+    }
+
+    fn declared(&mut self) {
+        match self.role {
+            Role::Producer { .. } => self.send(&Method::ConfirmSelect { no_wait: false }),
+            Role::Consumer { prefetch } => self.qos(prefetch),
+        }
+    }
+
+    fn qos(&mut self, prefetch: u16) {
+        self.send(&Method::BasicQos { prefetch_size: 0, prefetch_count: prefetch, global: false });
+    }
+
+    fn qos_ok(&mut self, _now_us: u64, ledger: &mut Ledger) {
+        self.waiting_since = None;
+        if self.stage == Stage::Handshake {
+            let queue = ShortStr::truncated(&self.queue);
+            self.send(&Method::BasicConsume {
+                queue,
+                consumer_tag: ShortStr::default(),
+                no_local: false,
+                no_ack: false,
+                exclusive: false,
+                no_wait: false,
+                arguments: FieldTable::default(),
+            });
+        } else {
+            let durable = std::mem::take(&mut self.awaiting_sync);
+            ledger.acks_durable(&durable);
+        }
+    }
+
+    fn ready(&mut self) {
+        self.stage = Stage::Ready;
+        self.waiting_since = None;
+    }
+
+    fn publish_some(&mut self, now_us: u64, total: u64, ledger: &mut Ledger) {
+        for _ in 0..self.rng.range(1, 6) {
+            if self.tags.len() >= WINDOW {
+                return;
+            }
+            let number = match self.to_send.pop_front() {
+                Some(number) => number,
+                None if self.next_number <= total => {
+                    let number = self.next_number;
+                    self.next_number += 1;
+                    self.unconfirmed.push_back(number);
+                    number
+                }
+                None => return,
+            };
+            let id = MessageId { producer: self.id, number };
+            ledger.sent(id);
+            self.publish(id);
+            self.tags.insert(self.next_tag, number);
+            self.next_tag += 1;
+            self.waiting_since.get_or_insert(now_us);
+        }
+    }
+
+    fn publish(&mut self, id: MessageId) {
+        let body = encode_body(id, self.rng.range(16, 600) as usize);
+        let routing_key = ShortStr::truncated(&self.queue);
+        self.send(&Method::BasicPublish {
+            exchange: ShortStr::default(),
+            routing_key,
+            mandatory: false,
+            immediate: false,
+        });
+        let properties = BasicProperties { delivery_mode: Some(2), ..BasicProperties::default() }.encode();
+        ContentHeader::encode(CHANNEL, body.len() as u64, properties.as_bytes(), &mut self.outgoing);
+        write_body_frame(CHANNEL, body.len(), &mut self.outgoing);
+        self.outgoing.extend_from_slice(&body);
+        write_frame_end(&mut self.outgoing);
+    }
+
+    fn take_tags(&mut self, tag: u64, multiple: bool) -> Vec<u64> {
+        let first = if multiple { 0 } else { tag };
+        let tags: Vec<u64> = self.tags.range(first..=tag).map(|(tag, _)| *tag).collect();
+        tags.iter().filter_map(|tag| self.tags.remove(tag)).collect()
+    }
+
+    fn confirmed(&mut self, now_us: u64, tag: u64, multiple: bool, ledger: &mut Ledger) {
+        for number in self.take_tags(tag, multiple) {
+            ledger.confirmed(MessageId { producer: self.id, number });
+            self.unconfirmed.retain(|waiting| *waiting != number);
+        }
+        self.waiting_since = (!self.tags.is_empty()).then_some(now_us);
+    }
+
+    fn refused(&mut self, tag: u64, multiple: bool, ledger: &mut Ledger) {
+        for number in self.take_tags(tag, multiple) {
+            ledger.refused(MessageId { producer: self.id, number });
+            // A refused message is sent again, as an application would.
+            self.to_send.push_back(number);
+        }
+    }
+
+    fn finish_delivery(&mut self, ledger: &mut Ledger) {
+        let complete = |partial: &Partial| partial.size.is_some_and(|size| partial.body.len() as u64 >= size);
+        let Some(partial) = self.partial.take_if(|partial| complete(partial)) else { return };
+        let order_id = self.id * 10_000 + self.connections;
+        if let Some(id) = ledger.delivered(order_id, &partial.body, partial.redelivered) {
+            self.held.push((partial.tag, id));
+        }
+    }
+
+    fn settle_some(&mut self, now_us: u64) {
+        let mut keep = Vec::new();
+        for (tag, id) in std::mem::take(&mut self.held) {
+            let roll = if self.draining { 0 } else { self.rng.range(0, 100) };
+            match roll {
+                0..70 => {
+                    self.send(&Method::BasicAck { delivery_tag: tag, multiple: false });
+                    self.acked.push(id);
+                }
+                70..75 => self.send(&Method::BasicNack { delivery_tag: tag, multiple: false, requeue: true }),
+                _ => keep.push((tag, id)),
+            }
+        }
+        self.held = keep;
+        let enough = self.acked.len() >= ACKS_PER_SYNC || (!self.acked.is_empty() && self.rng.chance(20));
+        if enough && self.awaiting_sync.is_empty() {
+            self.awaiting_sync = std::mem::take(&mut self.acked);
+            self.waiting_since.get_or_insert(now_us);
+            if let Role::Consumer { prefetch } = self.role {
+                self.qos(prefetch);
+            }
+        }
+    }
+}

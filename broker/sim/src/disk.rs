@@ -1,0 +1,329 @@
+//! A disk that keeps its promises and no more: synced bytes and names survive a crash, anything else may be kept,
+//! lost or torn, sector by sector and in any order.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use holdfast_journal::{FileSystem, StoredFile};
+
+use crate::rng::Rng;
+
+/// The unit that a disk writes whole.
+const SECTOR_BYTES: usize = 512;
+
+#[derive(Clone, Debug, Default)]
+struct Inode {
+    /// What a reader sees now.
+    bytes: Vec<u8>,
+    /// What is on the platter.
+    durable: Vec<u8>,
+    /// Sectors written since the last sync.
+    dirty: BTreeMap<usize, ()>,
+}
+
+#[derive(Clone, Debug)]
+enum NameChange {
+    Set { name: String, inode: u64 },
+    Remove { name: String },
+    Rename { from: String, to: String },
+}
+
+#[derive(Debug, Default)]
+struct State {
+    inodes: BTreeMap<u64, Inode>,
+    names: BTreeMap<String, u64>,
+    durable_names: BTreeMap<String, u64>,
+    pending: Vec<NameChange>,
+    next_inode: u64,
+    /// Writes and syncs fail from here on: the process is dying in the middle of one.
+    dying: bool,
+    /// Calls that still succeed before the disk dies; none for no limit.
+    calls_left: Option<u64>,
+    syncs: u64,
+}
+
+/// One member's directory. Clones are the same directory.
+#[derive(Clone, Debug, Default)]
+pub struct SimDisk {
+    state: Arc<Mutex<State>>,
+}
+
+/// An open file of a [`SimDisk`].
+#[derive(Debug)]
+pub struct SimFile {
+    disk: SimDisk,
+    inode: u64,
+}
+
+impl SimDisk {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `fdatasync` calls so far.
+    #[must_use]
+    pub fn syncs(&self) -> u64 {
+        self.lock().syncs
+    }
+
+    /// Every write and sync after `calls` more of them fails: what a process that is killed in the middle leaves.
+    pub fn die_after(&self, calls: u64) {
+        self.lock().calls_left = Some(calls);
+    }
+
+    /// The process is gone but the machine is not: the page cache survives, so nothing is lost.
+    pub fn process_crash(&self) {
+        let mut state = self.lock();
+        state.dying = false;
+        state.calls_left = None;
+    }
+
+    /// Power loss. Each unsynced sector and each unsynced name survives or not, as `rng` has it.
+    pub fn power_loss(&self, rng: &mut Rng) {
+        let mut state = self.lock();
+        state.dying = false;
+        state.calls_left = None;
+        let kept_percent = rng.range(0, 101);
+        for inode in state.inodes.values_mut() {
+            inode.tear(rng, kept_percent);
+        }
+        let pending = std::mem::take(&mut state.pending);
+        let mut names = state.durable_names.clone();
+        for change in pending {
+            if rng.chance(kept_percent) {
+                apply(&mut names, &change);
+            }
+        }
+        state.durable_names.clone_from(&names);
+        state.names = names;
+    }
+}
+
+impl Inode {
+    fn tear(&mut self, rng: &mut Rng, kept_percent: u64) {
+        let dirty = std::mem::take(&mut self.dirty);
+        for sector in dirty.into_keys() {
+            if rng.chance(kept_percent) {
+                self.persist(sector);
+            }
+        }
+        self.bytes.clone_from(&self.durable);
+    }
+
+    fn persist(&mut self, sector: usize) {
+        let start = sector * SECTOR_BYTES;
+        let end = (start + SECTOR_BYTES).min(self.bytes.len());
+        if start >= end {
+            return;
+        }
+        if self.durable.len() < end {
+            self.durable.resize(end, 0);
+        }
+        self.durable[start..end].copy_from_slice(&self.bytes[start..end]);
+    }
+
+    fn sync(&mut self) {
+        let dirty = std::mem::take(&mut self.dirty);
+        for sector in dirty.into_keys() {
+            self.persist(sector);
+        }
+        self.durable.resize(self.bytes.len(), 0);
+    }
+
+    fn mark(&mut self, start: usize, end: usize) {
+        for sector in start / SECTOR_BYTES..end.div_ceil(SECTOR_BYTES) {
+            self.dirty.insert(sector, ());
+        }
+    }
+}
+
+fn apply(names: &mut BTreeMap<String, u64>, change: &NameChange) {
+    match change {
+        NameChange::Set { name, inode } => {
+            names.insert(name.clone(), *inode);
+        }
+        NameChange::Remove { name } => {
+            names.remove(name);
+        }
+        NameChange::Rename { from, to } => {
+            if let Some(inode) = names.remove(from) {
+                names.insert(to.clone(), inode);
+            }
+        }
+    }
+}
+
+impl State {
+    fn spend(&mut self) -> io::Result<()> {
+        match &mut self.calls_left {
+            Some(0) => self.dying = true,
+            Some(left) => *left -= 1,
+            None => {}
+        }
+        if self.dying { Err(io::Error::other("the process was killed here")) } else { Ok(()) }
+    }
+
+    fn change(&mut self, change: NameChange) {
+        apply(&mut self.names, &change);
+        self.pending.push(change);
+    }
+
+    fn inode(&mut self, number: u64) -> io::Result<&mut Inode> {
+        self.inodes.get_mut(&number).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+    }
+}
+
+impl FileSystem for SimDisk {
+    type File = SimFile;
+
+    fn create(&self, name: &str, size_bytes: u64) -> io::Result<SimFile> {
+        let mut state = self.lock();
+        state.spend()?;
+        if state.names.contains_key(name) {
+            return Err(io::Error::from(io::ErrorKind::AlreadyExists));
+        }
+        state.next_inode += 1;
+        let inode = state.next_inode;
+        state.inodes.insert(inode, Inode { bytes: vec![0; size_bytes as usize], ..Inode::default() });
+        state.change(NameChange::Set { name: name.to_owned(), inode });
+        Ok(SimFile { disk: self.clone(), inode })
+    }
+
+    fn open(&self, name: &str) -> io::Result<SimFile> {
+        let state = self.lock();
+        let inode = *state.names.get(name).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        Ok(SimFile { disk: self.clone(), inode })
+    }
+
+    fn list(&self) -> io::Result<Vec<String>> {
+        Ok(self.lock().names.keys().cloned().collect())
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        let mut state = self.lock();
+        state.spend()?;
+        if !state.names.contains_key(name) {
+            return Err(io::Error::from(io::ErrorKind::NotFound));
+        }
+        state.change(NameChange::Remove { name: name.to_owned() });
+        Ok(())
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let mut state = self.lock();
+        state.spend()?;
+        if !state.names.contains_key(from) {
+            return Err(io::Error::from(io::ErrorKind::NotFound));
+        }
+        state.change(NameChange::Rename { from: from.to_owned(), to: to.to_owned() });
+        Ok(())
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        let mut state = self.lock();
+        state.spend()?;
+        let pending = std::mem::take(&mut state.pending);
+        for change in &pending {
+            apply(&mut state.durable_names, change);
+        }
+        Ok(())
+    }
+}
+
+impl StoredFile for SimFile {
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let mut state = self.disk.lock();
+        let dies_here = state.calls_left == Some(0) && !state.dying;
+        let spent = state.spend();
+        // A write that the process dies in may have reached the page cache in part.
+        let data = if dies_here { &data[..data.len() / 2] } else { data };
+        if spent.is_err() && !dies_here {
+            return spent;
+        }
+        let inode = state.inode(self.inode)?;
+        let (start, end) = (offset as usize, offset as usize + data.len());
+        if inode.bytes.len() < end {
+            inode.bytes.resize(end, 0);
+        }
+        inode.bytes[start..end].copy_from_slice(data);
+        inode.mark(start, end);
+        spent
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut state = self.disk.lock();
+        let inode = state.inode(self.inode)?;
+        let start = (offset as usize).min(inode.bytes.len());
+        let end = (start + buffer.len()).min(inode.bytes.len());
+        buffer[..end - start].copy_from_slice(&inode.bytes[start..end]);
+        Ok(end - start)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.disk.lock().inode(self.inode)?.bytes.len() as u64)
+    }
+
+    fn set_len(&self, size_bytes: u64) -> io::Result<()> {
+        let mut state = self.disk.lock();
+        state.spend()?;
+        let inode = state.inode(self.inode)?;
+        let (old, new) = (inode.bytes.len(), size_bytes as usize);
+        inode.bytes.resize(new, 0);
+        inode.mark(old.min(new), old.max(new));
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        let mut state = self.disk.lock();
+        state.spend()?;
+        state.syncs += 1;
+        state.inode(self.inode)?.sync();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn synced_bytes_and_names_survive_a_power_loss_whatever_the_dice_say() {
+        for seed in 0..200 {
+            let disk = SimDisk::default();
+            let file = disk.create("a", 0).unwrap();
+            file.write_at(0, b"kept").unwrap();
+            file.sync_data().unwrap();
+            disk.sync_dir().unwrap();
+            file.write_at(600, &[7; 600]).unwrap();
+            disk.create("b", 0).unwrap();
+            disk.power_loss(&mut Rng::new(seed));
+            let mut bytes = [0; 4];
+            assert_eq!(disk.open("a").unwrap().read_at(0, &mut bytes).unwrap(), 4);
+            assert_eq!(&bytes, b"kept");
+        }
+    }
+
+    #[test]
+    fn unsynced_sectors_may_survive_later_ones_without_earlier_ones() {
+        let torn_out_of_order = (0..200).any(|seed| {
+            let disk = SimDisk::default();
+            let file = disk.create("a", 0).unwrap();
+            file.write_at(0, &[1; 4 * SECTOR_BYTES]).unwrap();
+            disk.sync_dir().unwrap();
+            disk.power_loss(&mut Rng::new(seed));
+            let mut bytes = [0; 4 * SECTOR_BYTES];
+            let count = disk.open("a").unwrap().read_at(0, &mut bytes).unwrap();
+            count > SECTOR_BYTES && bytes[0] == 0
+        });
+        assert!(torn_out_of_order);
+    }
+
+    #[test]
+    fn a_killed_process_loses_nothing_that_it_wrote() {
+        let disk = SimDisk::default();
+        disk.create("a", 0).unwrap().write_at(0, b"cached").unwrap();
+        disk.process_crash();
+        assert_eq!(disk.open("a").unwrap().len().unwrap(), 6);
+    }
+}

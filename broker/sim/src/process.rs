@@ -1,0 +1,178 @@
+//! One broker process of the simulation: the production member and journal over a simulated disk.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use holdfast_engine::identity::MemberUuid;
+use holdfast_engine::{Input, LinkId, Member, MemberConfig, Start};
+use holdfast_journal::{Batch, Journal, JournalConfig, JournalReader, Written};
+use holdfast_queue::Machine;
+use holdfast_queue::ids::{BootId, GroupId};
+use holdfast_queue::time::Instant;
+
+use crate::disk::SimDisk;
+use crate::mutants::Mutation;
+use crate::rng::Rng;
+
+/// The member type that runs in production, over the simulated disk.
+pub type SimMember = Member<JournalReader<SimDisk>>;
+
+/// A replica as its member sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct GroupView {
+    /// The group.
+    pub group: GroupId,
+    /// Counter and nonce of its incarnation.
+    pub incarnation: (u32, u64),
+    /// The term.
+    pub term: u64,
+    /// The member leads it in this term.
+    pub leading: bool,
+    /// What its machine has taken in.
+    pub applied: u64,
+}
+
+/// A running process.
+pub struct Running {
+    /// The production member.
+    pub member: SimMember,
+    /// Its journal.
+    pub journal: Journal<SimDisk>,
+    /// Batches that wait for the write under way to end.
+    pub queued: VecDeque<Batch>,
+    /// Batches in the write under way.
+    pub writing: Vec<Batch>,
+    /// When the earliest tick that was scheduled fires.
+    pub tick_at_us: u64,
+    /// Addresses that it wants connections to, and the present back-off.
+    pub dials: BTreeMap<String, u64>,
+    /// Its links, by the ids it knows them under, as indexes into the world's links.
+    pub links: BTreeMap<LinkId, u64>,
+}
+
+/// A member's machine: its disk stays when the process goes.
+pub struct Process {
+    /// Its name.
+    pub name: String,
+    /// Its peer address.
+    pub address: String,
+    /// Its zone.
+    pub zone: String,
+    /// Its disk.
+    pub disk: SimDisk,
+    /// The process, when it runs.
+    pub running: Option<Running>,
+    /// Grows at each start: events of an earlier life are dropped.
+    pub life: u64,
+    /// The process is stopped (SIGSTOP) until then.
+    pub paused_until_us: u64,
+    /// Inputs that arrived while it was stopped.
+    pub backlog: VecDeque<Input>,
+    /// Extra time that each disk write takes, until the time given.
+    pub stall: (u64, u64),
+}
+
+impl Process {
+    /// A machine with an empty disk, switched off.
+    #[must_use]
+    pub fn new(index: usize) -> Self {
+        Self {
+            name: format!("m{index}"),
+            address: format!("m{index}:5680"),
+            zone: format!("zone-{index}"),
+            disk: SimDisk::default(),
+            running: None,
+            life: 0,
+            paused_until_us: 0,
+            backlog: VecDeque::new(),
+            stall: (0, 0),
+        }
+    }
+
+    /// Starts the process on what its disk holds.
+    ///
+    /// # Errors
+    /// When the journal or the identity cannot be read: after anything but planted rot that is a bug.
+    pub fn start(
+        &mut self,
+        now_us: u64,
+        wall_ms: u64,
+        rng: &mut Rng,
+        mutation: Option<Mutation>,
+    ) -> Result<(), String> {
+        let config = JournalConfig { segment_bytes: 256 << 10, nonce: rng.draw(), ..JournalConfig::default() };
+        let (journal, mut recovered) =
+            Journal::open(self.disk.clone(), config).map_err(|error| format!("{}: {error}", self.name))?;
+        crate::mutants::at_recovery(mutation, &mut recovered);
+        let start = Start {
+            boot: BootId(rng.draw()),
+            new_uuid: MemberUuid(u128::from(rng.draw()) << 64 | u128::from(rng.draw())),
+            seed: rng.draw(),
+            recovered,
+            reader: journal.reader(),
+            now: Instant(now_us),
+            wall_ms,
+        };
+        let config = MemberConfig {
+            name: self.name.clone(),
+            zone: self.zone.clone(),
+            advertise_peer: self.address.clone(),
+            ..MemberConfig::default()
+        };
+        let member = Member::new(config, start).map_err(|error| format!("{}: {error}", self.name))?;
+        self.life += 1;
+        self.backlog.clear();
+        self.paused_until_us = 0;
+        self.running = Some(Running {
+            member,
+            journal,
+            queued: VecDeque::new(),
+            writing: Vec::new(),
+            tick_at_us: 0,
+            dials: BTreeMap::new(),
+            links: BTreeMap::new(),
+        });
+        Ok(())
+    }
+
+    /// True while it is stopped.
+    #[must_use]
+    pub fn is_paused(&self, now_us: u64) -> bool {
+        now_us < self.paused_until_us
+    }
+}
+
+impl Running {
+    /// Its replicas, as they stand.
+    #[must_use]
+    pub fn views(&self) -> Vec<GroupView> {
+        let Some(host) = self.member.host() else { return Vec::new() };
+        let view = |group: GroupId| {
+            let key = host.key(group)?;
+            let leading = host.is_leading(group);
+            let incarnation = (key.incarnation.counter, key.incarnation.nonce);
+            Some(GroupView { group, incarnation, term: host.term(group), leading, applied: host.applied(group) })
+        };
+        host.groups().filter_map(view).collect()
+    }
+
+    /// The digest of a group's machine.
+    #[must_use]
+    pub fn digest(&self, group: GroupId) -> Option<u64> {
+        Some(self.member.host()?.machine(group)?.digest())
+    }
+
+    /// True when it leads any group.
+    #[must_use]
+    pub fn leads(&self) -> bool {
+        self.member.host().is_some_and(|host| host.leaderships() > 0)
+    }
+
+    /// Ends the write under way: everything in it is durable.
+    ///
+    /// # Errors
+    /// When the disk failed.
+    pub fn finish_write(&mut self) -> Result<Vec<Written>, String> {
+        let batches = std::mem::take(&mut self.writing);
+        self.journal.write_many(&batches).map_err(|error| error.to_string())
+    }
+}

@@ -1,0 +1,681 @@
+//! The world of one run: three machines, a network, clients, and an agenda of events in virtual time.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+
+use bytes::Bytes;
+use holdfast_engine::admin::{AdminAction, AdminRequest, ExpectedMember, UserCredentials};
+use holdfast_engine::{AdminRequestId, ConnId, Input, LinkId, LinkOrigin, Output};
+use holdfast_queue::time::Instant;
+
+use crate::client::{Client, Role};
+use crate::invariants::Invariants;
+use crate::ledger::Ledger;
+use crate::mutants::Mutation;
+use crate::network::{Conditions, Link};
+use crate::process::Process;
+use crate::rng::Rng;
+
+/// Members of the simulated cluster.
+pub const MEMBERS: usize = 3;
+/// Virtual time between two looks of a client at what it has to do.
+const CLIENT_TICK_US: u64 = 10_000;
+/// A link that could not deliver for this long breaks.
+const LINK_BREAKS_AFTER_US: u64 = 3_000_000;
+
+/// Something that happens at a time.
+#[derive(Debug)]
+pub enum Event {
+    /// A member's deadline.
+    Tick { member: usize, life: u64 },
+    /// The write under way is done.
+    DiskDone { member: usize, life: u64 },
+    /// A frame arrives.
+    Frame { link: u64, from: usize, bytes: Bytes },
+    /// A member dials.
+    Dial { member: usize, life: u64, address: String },
+    /// Bytes arrive at a member from a client, or at a client from a member.
+    ClientBytes { client: usize, connection: u64, to_member: bool, bytes: Bytes },
+    /// A client's connection ends on the other side.
+    ClientEnd { client: usize, connection: u64 },
+    /// A client looks at what it has to do.
+    ClientTick { client: usize },
+    /// A stopped process goes on.
+    Resume { member: usize, life: u64 },
+    /// A dead process is started again.
+    Restart { member: usize },
+}
+
+/// A client's connection: which member holds it.
+#[derive(Clone, Copy, Debug)]
+struct Attached {
+    connection: u64,
+    member: usize,
+    life: u64,
+}
+
+/// Everything there is.
+pub struct World {
+    /// Virtual time.
+    pub now_us: u64,
+    agenda: BinaryHeap<Reverse<(u64, u64)>>,
+    events: BTreeMap<u64, Event>,
+    next_event: u64,
+    /// The machines.
+    pub processes: Vec<Process>,
+    /// The network's state.
+    pub conditions: Conditions,
+    links: BTreeMap<u64, Link>,
+    next_link: u64,
+    /// The clients.
+    pub clients: Vec<Client>,
+    attached: Vec<Option<Attached>>,
+    next_connection: u64,
+    last_client_arrival: BTreeMap<(u64, bool), u64>,
+    client_read: BTreeMap<u64, u64>,
+    /// The ledger of each queue.
+    pub ledgers: BTreeMap<String, Ledger>,
+    /// What must hold after every step.
+    pub invariants: Invariants,
+    /// Clocks of machines may differ: added to virtual time for each member's wall clock, milliseconds.
+    pub wall_offset_ms: Vec<i64>,
+    /// Planted bug, if any.
+    pub mutation: Option<Mutation>,
+    /// Lines of what happened, the last of them first to go.
+    pub trace: crate::trace::Trace,
+    rng: Rng,
+    network_rng: Rng,
+    disk_rng: Rng,
+    admin_answers: BTreeMap<u64, Result<(), String>>,
+    /// Events handled.
+    pub steps: u64,
+}
+
+impl World {
+    /// Three blank machines that are switched on, and no clients.
+    ///
+    /// # Errors
+    /// When a process cannot start.
+    pub fn new(rng: &mut Rng, mutation: Option<Mutation>) -> Result<Self, String> {
+        let mut world = Self {
+            now_us: 1_000_000,
+            agenda: BinaryHeap::new(),
+            events: BTreeMap::new(),
+            next_event: 0,
+            processes: (0..MEMBERS).map(Process::new).collect(),
+            conditions: Conditions::default(),
+            links: BTreeMap::new(),
+            next_link: 1,
+            clients: Vec::new(),
+            attached: Vec::new(),
+            next_connection: 1,
+            last_client_arrival: BTreeMap::new(),
+            client_read: BTreeMap::new(),
+            ledgers: BTreeMap::new(),
+            invariants: Invariants::default(),
+            wall_offset_ms: vec![0; MEMBERS],
+            mutation,
+            trace: crate::trace::Trace::default(),
+            rng: rng.split(1),
+            network_rng: rng.split(2),
+            disk_rng: rng.split(3),
+            admin_answers: BTreeMap::new(),
+            steps: 0,
+        };
+        for member in 0..MEMBERS {
+            world.start(member)?;
+        }
+        Ok(world)
+    }
+
+    /// Puts an event on the agenda.
+    pub fn schedule(&mut self, at_us: u64, event: Event) {
+        let number = self.next_event;
+        self.next_event += 1;
+        self.events.insert(number, event);
+        self.agenda.push(Reverse((at_us.max(self.now_us), number)));
+    }
+
+    fn wall_ms(&self, member: usize) -> u64 {
+        let virtual_ms = 1_700_000_000_000 + self.now_us / 1000;
+        virtual_ms.saturating_add_signed(self.wall_offset_ms[member])
+    }
+
+    /// Starts the process of a member, on whatever its disk holds.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub fn start(&mut self, member: usize) -> Result<(), String> {
+        if self.processes[member].running.is_some() {
+            return Ok(());
+        }
+        let (now, wall) = (self.now_us, self.wall_ms(member));
+        self.processes[member].start(now, wall, &mut self.rng, self.mutation)?;
+        self.trace.note(now, format!("m{member} starts"));
+        self.drain(member)
+    }
+
+    /// Ends a process at once. With `power_loss`, what was not synced goes with it.
+    pub fn crash(&mut self, member: usize, power_loss: bool) {
+        let Some(running) = self.processes[member].running.take() else { return };
+        self.trace.note(self.now_us, format!("m{member} crashes{}", if power_loss { ", its power too" } else { "" }));
+        self.half_done_write(member, running);
+        let process = &mut self.processes[member];
+        process.life += 1;
+        process.backlog.clear();
+        if power_loss {
+            process.disk.power_loss(&mut self.disk_rng);
+        } else {
+            process.disk.process_crash();
+        }
+        let gone: Vec<u64> =
+            self.links.iter().filter(|(_, link)| link.ends.contains(&member)).map(|(id, _)| *id).collect();
+        for link in gone {
+            self.break_link(link, "the process ended");
+        }
+        self.end_clients_of(member);
+    }
+
+    /// The write that a process dies in is done in part.
+    fn half_done_write(&mut self, member: usize, mut running: crate::process::Running) {
+        if running.writing.is_empty() {
+            return;
+        }
+        let calls = self.disk_rng.range(0, 4);
+        self.processes[member].disk.die_after(calls);
+        let _ = running.finish_write();
+    }
+
+    fn end_clients_of(&mut self, member: usize) {
+        for client in 0..self.clients.len() {
+            if let Some(attached) = self.attached[client].filter(|attached| attached.member == member) {
+                let at = self.now_us + self.network_rng.range(100, 5_000);
+                let connection = attached.connection;
+                self.schedule(at, Event::ClientEnd { client, connection });
+            }
+        }
+    }
+
+    /// Stops a process (SIGSTOP) for a while.
+    pub fn pause(&mut self, member: usize, for_us: u64) {
+        let until = self.now_us + for_us;
+        let process = &mut self.processes[member];
+        process.paused_until_us = process.paused_until_us.max(until);
+        let life = process.life;
+        self.trace.note(self.now_us, format!("m{member} is stopped for {} ms", for_us / 1000));
+        self.schedule(until, Event::Resume { member, life });
+    }
+
+    /// Adds a client.
+    pub fn add_client(&mut self, queue: &str, role: Role) -> usize {
+        let client = self.clients.len();
+        let rng = self.rng.split(100 + client as u64);
+        self.clients.push(Client::new(client as u32 + 1, queue, role, rng));
+        self.attached.push(None);
+        self.ledgers.entry(queue.to_owned()).or_default();
+        self.schedule(self.now_us, Event::ClientTick { client });
+        client
+    }
+
+    /// Asks one member to found the cluster; the answer shows in [`World::founded`].
+    ///
+    /// # Errors
+    /// When carrying out what the member wants fails.
+    pub fn bootstrap(&mut self, member: usize) -> Result<(), String> {
+        let members = self
+            .processes
+            .iter()
+            .map(|process| ExpectedMember {
+                name: process.name.clone(),
+                address: process.address.clone(),
+                zone: process.zone.clone(),
+            })
+            .collect();
+        let user = UserCredentials { name: "guest".into(), password_hash: "guest".into() };
+        let action =
+            AdminAction::Bootstrap { cluster_id: "simulated".into(), members, user, default_replication_factor: 3 };
+        let body = AdminRequest { token: None, action };
+        self.give(member, Input::Admin { request: AdminRequestId(self.now_us), body })
+    }
+
+    /// The answer to the last bootstrap request.
+    #[must_use]
+    pub fn founded(&self) -> bool {
+        self.admin_answers.values().any(Result::is_ok)
+    }
+
+    /// Handles the next event; false when there is none before `until_us`.
+    ///
+    /// # Errors
+    /// When an invariant broke or a process failed.
+    pub fn step(&mut self, until_us: u64) -> Result<bool, String> {
+        let Some(Reverse((at, number))) = self.agenda.peek().copied() else { return Ok(false) };
+        if at > until_us {
+            self.now_us = until_us;
+            return Ok(false);
+        }
+        self.agenda.pop();
+        self.now_us = at;
+        self.steps += 1;
+        let Some(event) = self.events.remove(&number) else { return Ok(true) };
+        self.carry_out(event)?;
+        self.check()?;
+        Ok(true)
+    }
+
+    fn check(&mut self) -> Result<(), String> {
+        for (queue, ledger) in &self.ledgers {
+            if let Some(violation) = ledger.violations().first() {
+                return Err(format!("queue {queue}: {violation}"));
+            }
+        }
+        self.invariants.check(self.now_us, &self.processes)
+    }
+
+    fn carry_out(&mut self, event: Event) -> Result<(), String> {
+        match event {
+            Event::Tick { member, life } => self.tick(member, life),
+            Event::DiskDone { member, life } => self.disk_done(member, life),
+            Event::Frame { link, from, bytes } => self.frame(link, from, bytes),
+            Event::Dial { member, life, address } => self.dial(member, life, &address),
+            Event::ClientBytes { client, connection, to_member, bytes } => {
+                self.client_bytes(client, connection, to_member, bytes)
+            }
+            Event::ClientEnd { client, connection } => self.client_end(client, connection),
+            Event::ClientTick { client } => self.client_tick(client),
+            Event::Resume { member, life } => self.resume(member, life),
+            Event::Restart { member } => self.start(member),
+        }
+    }
+
+    /// Gives a member an input, now or when it goes on.
+    fn give(&mut self, member: usize, input: Input) -> Result<(), String> {
+        let (now, wall) = (self.now_us, self.wall_ms(member));
+        let process = &mut self.processes[member];
+        if process.is_paused(now) {
+            process.backlog.push_back(input);
+            return Ok(());
+        }
+        let Some(running) = &mut process.running else { return Ok(()) };
+        running.member.handle(Instant(now), wall, input);
+        running.member.flush(Instant(now));
+        self.drain(member)
+    }
+
+    fn tick(&mut self, member: usize, life: u64) -> Result<(), String> {
+        let (now, wall) = (self.now_us, self.wall_ms(member));
+        let process = &mut self.processes[member];
+        if process.life != life {
+            return Ok(());
+        }
+        if process.is_paused(now) {
+            let at = process.paused_until_us;
+            self.schedule(at, Event::Tick { member, life });
+            return Ok(());
+        }
+        let Some(running) = &mut process.running else { return Ok(()) };
+        running.tick_at_us = 0;
+        running.member.tick(Instant(now), wall);
+        running.member.flush(Instant(now));
+        self.drain(member)
+    }
+
+    fn resume(&mut self, member: usize, life: u64) -> Result<(), String> {
+        if self.processes[member].life != life || self.processes[member].is_paused(self.now_us) {
+            return Ok(());
+        }
+        self.trace.note(self.now_us, format!("m{member} goes on"));
+        while let Some(input) = self.processes[member].backlog.pop_front() {
+            self.give(member, input)?;
+            if self.processes[member].life != life {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Carries out what a member wants.
+    fn drain(&mut self, member: usize) -> Result<(), String> {
+        loop {
+            let Some(running) = &mut self.processes[member].running else { return Ok(()) };
+            let Some(output) = running.member.poll() else { break };
+            self.output(member, output)?;
+        }
+        self.start_write(member);
+        self.schedule_tick(member);
+        Ok(())
+    }
+
+    fn schedule_tick(&mut self, member: usize) {
+        let now = self.now_us;
+        let process = &mut self.processes[member];
+        let life = process.life;
+        let Some(running) = &mut process.running else { return };
+        let deadline = running.member.next_deadline().0.max(now + 1);
+        if running.tick_at_us == 0 || deadline < running.tick_at_us {
+            running.tick_at_us = deadline;
+            self.schedule(deadline, Event::Tick { member, life });
+        }
+    }
+
+    fn output(&mut self, member: usize, output: Output) -> Result<(), String> {
+        match output {
+            Output::ClientSend { conn, bytes } => self.to_client(member, conn, Some(bytes)),
+            Output::ClientClose { conn } => self.to_client(member, conn, None),
+            Output::ClientPause { .. } => {}
+            Output::Dial { address } => {
+                let life = self.processes[member].life;
+                if let Some(running) = &mut self.processes[member].running {
+                    running.dials.insert(address.clone(), 50_000);
+                }
+                self.schedule(self.now_us + 1_000, Event::Dial { member, life, address });
+            }
+            Output::Undial { address } => {
+                if let Some(running) = &mut self.processes[member].running {
+                    running.dials.remove(&address);
+                }
+                let gone: Vec<u64> = self
+                    .links
+                    .iter()
+                    .filter(|(_, link)| link.ends[0] == member && link.address == address)
+                    .map(|(id, _)| *id)
+                    .collect();
+                for link in gone {
+                    self.break_link(link, "undialled");
+                }
+            }
+            Output::LinkSend { link, bytes } => self.link_send(member, link, bytes),
+            Output::LinkClose { link, reason } => {
+                if let Some(id) = self.link_of(member, link) {
+                    self.break_link(id, &reason);
+                }
+            }
+            Output::Journal(batch) => {
+                let batch = crate::mutants::at_journal(self.mutation, batch);
+                if let Some(running) = &mut self.processes[member].running {
+                    running.queued.push_back(batch);
+                }
+            }
+            Output::CheckPassword { token, hash, password } => {
+                let ok = hash.as_bytes() == password.as_ref();
+                return self.give(member, Input::PasswordChecked { token, ok });
+            }
+            Output::AdminReply { request, reply } => {
+                self.admin_answers.insert(request.0, reply.map(|_| ()).map_err(|error| error.error));
+            }
+            Output::Event(event) => self.trace.note(self.now_us, format!("m{member}: {}", event.text)),
+            Output::Exit { clean: true, .. } => self.crash(member, false),
+            Output::Exit { clean: false, reason } => return Err(format!("m{member} ended itself: {reason}")),
+        }
+        Ok(())
+    }
+
+    /// Breaks every connection of a client.
+    pub fn cut_client(&mut self, client: usize) {
+        if let Some(attached) = self.attached[client] {
+            self.schedule(self.now_us, Event::ClientEnd { client, connection: attached.connection });
+        }
+    }
+
+    /// Which member holds most leaderships, if any.
+    #[must_use]
+    pub fn busiest_leader(&self) -> Option<usize> {
+        let leading = |process: &Process| {
+            let running = process.running.as_ref()?;
+            Some(running.views().iter().filter(|view| view.leading).count())
+        };
+        let counts = self.processes.iter().enumerate().filter_map(|(index, process)| Some((leading(process)?, index)));
+        counts.max().filter(|(count, _)| *count > 0).map(|(_, index)| index)
+    }
+
+    fn start_write(&mut self, member: usize) {
+        let now = self.now_us;
+        let process = &mut self.processes[member];
+        let life = process.life;
+        let extra = if now < process.stall.1 { process.stall.0 } else { 0 };
+        let Some(running) = &mut process.running else { return };
+        if running.queued.is_empty() || !running.writing.is_empty() {
+            return;
+        }
+        running.writing = running.queued.drain(..).collect();
+        let takes = self.disk_rng.range(150, 3_000) + extra;
+        self.schedule(now + takes, Event::DiskDone { member, life });
+        self.report_early(member);
+    }
+
+    /// The planted bug that calls a write durable when it begins.
+    fn report_early(&mut self, member: usize) {
+        let Some(running) = &self.processes[member].running else { return };
+        if !self.reports_early(member) {
+            return;
+        }
+        let early = crate::mutants::pretend_written(&running.writing);
+        for written in early {
+            let _ = self.give(member, Input::Written(written));
+        }
+    }
+
+    fn reports_early(&self, member: usize) -> bool {
+        let Some(running) = &self.processes[member].running else { return false };
+        let leads = || running.leads();
+        match self.mutation {
+            Some(Mutation::WrittenBeforeSync) => true,
+            Some(Mutation::LeaderCountsItselfEarly) => leads(),
+            Some(Mutation::FollowerRepliesEarly) => !leads(),
+            _ => false,
+        }
+    }
+
+    fn disk_done(&mut self, member: usize, life: u64) -> Result<(), String> {
+        let process = &mut self.processes[member];
+        if process.life != life {
+            return Ok(());
+        }
+        let Some(running) = &mut process.running else { return Ok(()) };
+        let written = running.finish_write().map_err(|error| format!("m{member}: {error}"))?;
+        for one in written {
+            self.give(member, Input::Written(one))?;
+        }
+        self.start_write(member);
+        Ok(())
+    }
+
+    fn link_of(&self, member: usize, link: LinkId) -> Option<u64> {
+        self.processes[member].running.as_ref()?.links.get(&link).copied()
+    }
+
+    /// A link has one number for the world and for both members.
+    fn dial(&mut self, member: usize, life: u64, address: &str) -> Result<(), String> {
+        let now = self.now_us;
+        if self.processes[member].life != life {
+            return Ok(());
+        }
+        let linked = self.links.values().any(|link| link.ends[0] == member && link.address == address);
+        let Some(running) = &mut self.processes[member].running else { return Ok(()) };
+        let Some(backoff) = running.dials.get_mut(address) else { return Ok(()) };
+        if linked {
+            return Ok(());
+        }
+        let wait = *backoff;
+        *backoff = (*backoff * 2).min(1_000_000);
+        let target = self.processes.iter().position(|process| process.address == address);
+        let reachable = target.filter(|target| {
+            self.processes[*target].running.is_some()
+                && self.conditions.passes(member, *target)
+                && self.conditions.passes(*target, member)
+        });
+        let Some(target) = reachable else {
+            self.schedule(now + wait, Event::Dial { member, life, address: address.to_owned() });
+            return Ok(());
+        };
+        if let Some(backoff) = self.processes[member].running.as_mut().and_then(|r| r.dials.get_mut(address)) {
+            *backoff = 50_000;
+        }
+        let id = self.next_link;
+        self.next_link += 1;
+        self.links.insert(id, Link::new(member, target, address));
+        for end in [member, target] {
+            if let Some(running) = &mut self.processes[end].running {
+                running.links.insert(LinkId(id), id);
+            }
+        }
+        let origin = LinkOrigin::Dialled { address: address.to_owned() };
+        self.give(member, Input::LinkUp { link: LinkId(id), origin })?;
+        let from = self.processes[member].address.clone();
+        if self.links.contains_key(&id) {
+            self.give(target, Input::LinkUp { link: LinkId(id), origin: LinkOrigin::Accepted { from } })?;
+        }
+        Ok(())
+    }
+
+    fn link_send(&mut self, member: usize, link: LinkId, bytes: Bytes) {
+        let delay = self.conditions.delay_us(&mut self.network_rng);
+        let now = self.now_us;
+        let Some(state) = self.links.get_mut(&link.0) else { return };
+        let at = state.arrival(member, now, delay);
+        self.schedule(at, Event::Frame { link: link.0, from: member, bytes });
+    }
+
+    fn frame(&mut self, id: u64, from: usize, bytes: Bytes) -> Result<(), String> {
+        let now = self.now_us;
+        let Some(link) = self.links.get_mut(&id) else { return Ok(()) };
+        let to = link.other(from);
+        if !self.conditions.passes(from, to) {
+            let since = *link.stalled_since_us.get_or_insert(now);
+            if now > since + LINK_BREAKS_AFTER_US {
+                self.break_link(id, "no acknowledgement for too long");
+                return Ok(());
+            }
+            // TCP tries again later; order within the link is kept, since all of them wait in order.
+            let at = link.arrival(from, now, 50_000);
+            self.schedule(at, Event::Frame { link: id, from, bytes });
+            return Ok(());
+        }
+        link.stalled_since_us = None;
+        self.give(to, Input::LinkFrame { link: LinkId(id), bytes })
+    }
+
+    fn break_link(&mut self, id: u64, reason: &str) {
+        let Some(link) = self.links.remove(&id) else { return };
+        for end in link.ends {
+            if let Some(running) = &mut self.processes[end].running {
+                running.links.remove(&LinkId(id));
+                let _ = self.give(end, Input::LinkDown { link: LinkId(id), reason: reason.to_owned() });
+            }
+        }
+        let (member, address) = (link.ends[0], link.address);
+        let life = self.processes[member].life;
+        if let Some(running) = &self.processes[member].running
+            && running.dials.contains_key(&address)
+        {
+            self.schedule(self.now_us + 1_000, Event::Dial { member, life, address });
+        }
+    }
+
+    fn to_client(&mut self, member: usize, conn: ConnId, bytes: Option<Bytes>) {
+        let found = self.attached.iter().position(|attached| {
+            attached.is_some_and(|attached| attached.connection == conn.0 && attached.member == member)
+        });
+        let Some(client) = found else { return };
+        let at = self.client_arrival(conn.0, false);
+        match bytes {
+            Some(bytes) => {
+                self.schedule(at, Event::ClientBytes { client, connection: conn.0, to_member: false, bytes });
+            }
+            None => self.schedule(at, Event::ClientEnd { client, connection: conn.0 }),
+        }
+    }
+
+    fn client_arrival(&mut self, connection: u64, to_member: bool) -> u64 {
+        let at = self.now_us + self.network_rng.range(50, 500);
+        let last = self.last_client_arrival.entry((connection, to_member)).or_default();
+        *last = at.max(*last + 1);
+        *last
+    }
+
+    fn client_bytes(&mut self, client: usize, connection: u64, to_member: bool, bytes: Bytes) -> Result<(), String> {
+        let Some(attached) = self.attached[client].filter(|attached| attached.connection == connection) else {
+            return Ok(());
+        };
+        if to_member {
+            if self.processes[attached.member].life != attached.life {
+                return Ok(());
+            }
+            return self.give(attached.member, Input::ClientBytes { conn: ConnId(connection), bytes });
+        }
+        let total = bytes.len() as u64;
+        let state = &mut self.clients[client];
+        if let Some(ledger) = self.ledgers.get_mut(&state.queue) {
+            state.received(self.now_us, bytes, ledger);
+        }
+        self.client_written(attached, connection, total)?;
+        self.client_sends(client);
+        Ok(())
+    }
+
+    fn client_written(&mut self, attached: Attached, connection: u64, bytes: u64) -> Result<(), String> {
+        let total = self.client_read.entry(connection).or_default();
+        *total += bytes;
+        let total = *total;
+        if self.processes[attached.member].life != attached.life {
+            return Ok(());
+        }
+        self.give(attached.member, Input::ClientWritten { conn: ConnId(connection), total })
+    }
+
+    fn client_sends(&mut self, client: usize) {
+        let Some(attached) = self.attached[client] else { return };
+        let connection = attached.connection;
+        if let Some(bytes) = self.clients[client].take_outgoing() {
+            let at = self.client_arrival(connection, true);
+            self.schedule(at, Event::ClientBytes { client, connection, to_member: true, bytes });
+        }
+        if self.clients[client].wants_to_close() {
+            let at = self.client_arrival(connection, true);
+            self.schedule(at, Event::ClientEnd { client, connection });
+        }
+    }
+
+    fn client_end(&mut self, client: usize, connection: u64) -> Result<(), String> {
+        let Some(attached) = self.attached[client].filter(|attached| attached.connection == connection) else {
+            return Ok(());
+        };
+        self.attached[client] = None;
+        self.clients[client].disconnected();
+        if self.processes[attached.member].life == attached.life {
+            self.give(attached.member, Input::ClientClosed { conn: ConnId(connection) })?;
+        }
+        Ok(())
+    }
+
+    fn client_tick(&mut self, client: usize) -> Result<(), String> {
+        let jitter = self.rng.range(0, CLIENT_TICK_US);
+        self.schedule(self.now_us + CLIENT_TICK_US + jitter, Event::ClientTick { client });
+        if self.attached[client].is_none() {
+            return self.connect_client(client);
+        }
+        let state = &mut self.clients[client];
+        if let Some(ledger) = self.ledgers.get_mut(&state.queue) {
+            state.tick(self.now_us, ledger);
+        }
+        self.client_sends(client);
+        Ok(())
+    }
+
+    fn connect_client(&mut self, client: usize) -> Result<(), String> {
+        let member = self.rng.index(MEMBERS);
+        let process = &self.processes[member];
+        if process.running.is_none() || process.is_paused(self.now_us) {
+            return Ok(());
+        }
+        let connection = self.next_connection;
+        self.next_connection += 1;
+        self.attached[client] = Some(Attached { connection, member, life: process.life });
+        let peer = format!("client-{client}");
+        let conn = ConnId(connection);
+        self.give(member, Input::ClientConnected { conn, peer, tls_subject: None, plain_port: true })?;
+        self.clients[client].connected(self.now_us);
+        self.client_sends(client);
+        Ok(())
+    }
+}

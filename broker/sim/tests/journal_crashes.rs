@@ -1,0 +1,88 @@
+//! The production journal over the simulated disk: conformance, and random work with crashes in the middle of it,
+//! against a naive model in memory.
+
+mod journal_model;
+
+use std::cell::Cell;
+
+use holdfast_journal::conformance::{check_all, check_power_loss, small_config};
+use holdfast_journal::{Batch, Journal, JournalError};
+use holdfast_sim::disk::SimDisk;
+use holdfast_sim::rng::Rng;
+use journal_model::{Model, Workload, recovered_equals};
+
+#[test]
+fn the_simulated_disk_keeps_the_promises_of_a_file_system() {
+    check_all(SimDisk::default);
+    for seed in 0..50 {
+        let seeds = Cell::new(seed * 1_000);
+        check_power_loss(SimDisk::default, |disk| {
+            seeds.set(seeds.get() + 1);
+            disk.power_loss(&mut Rng::new(seeds.get()));
+        });
+    }
+}
+
+/// One life after the other, each ended by a crash at a random call to the disk, within a write or within a recovery.
+#[test]
+fn what_was_reported_survives_any_crash_and_a_torn_write_is_all_or_nothing() {
+    for seed in 0..100 {
+        run(seed);
+    }
+}
+
+fn run(seed: u64) {
+    let mut rng = Rng::new(seed);
+    let disk = SimDisk::default();
+    let mut possible = vec![Model::default()];
+    for life in 0..12u64 {
+        if rng.chance(25) {
+            // The process dies while it recovers; a later start must find the same.
+            disk.die_after(rng.range(0, 12));
+            drop(Journal::open(disk.clone(), small_config(seed * 1_000 + life * 2 + 1)));
+            crash(&disk, &mut rng);
+        }
+        let opened = Journal::open(disk.clone(), small_config(seed * 1_000 + life * 2));
+        let (mut journal, recovered) = opened.unwrap_or_else(|error| panic!("seed {seed}, life {life}: {error}"));
+        let reader = journal.reader();
+        let compared: Vec<_> = possible.iter().map(|model| recovered_equals(&recovered, model, &reader)).collect();
+        let found = compared.iter().position(Result::is_ok);
+        let found =
+            found.unwrap_or_else(|| panic!("seed {seed}, life {life}: no possible state is there: {compared:?}"));
+        let mut settled = possible.swap_remove(found);
+        let mut workload = Workload::new(rng.split(life));
+        for _ in 0..rng.range(1, 60) {
+            let count = rng.range(1, 4);
+            let mut after = settled.clone();
+            let batches: Vec<Batch> = (0..count).map(|_| workload.batch(&mut after)).collect();
+            let dies = rng.chance(3);
+            if dies {
+                disk.die_after(rng.range(0, 8));
+            }
+            match journal.write_many(&batches) {
+                Ok(written) => {
+                    assert_eq!(written.len(), batches.len());
+                    settled = after;
+                }
+                Err(_) => {
+                    assert!(matches!(journal.write_many(&batches), Err(JournalError::Poisoned)), "it is poisoned");
+                    // All of it or nothing; the identity is a file of its own, and follows the records.
+                    let identity = settled.identity.clone();
+                    possible = vec![settled.clone(), Model { identity, ..after.clone() }, after];
+                    break;
+                }
+            }
+            possible = vec![settled.clone()];
+        }
+        drop(journal);
+        crash(&disk, &mut rng);
+    }
+}
+
+fn crash(disk: &SimDisk, rng: &mut Rng) {
+    if rng.chance(60) {
+        disk.power_loss(rng);
+    } else {
+        disk.process_crash();
+    }
+}

@@ -1,0 +1,233 @@
+//! Torn tails and damaged blocks: the production journal over edited copies of a simulated disk.
+
+mod journal_model;
+
+use bytes::Bytes;
+use holdfast_journal::conformance::{small_config, test_key};
+use holdfast_journal::{
+    Batch, BatchId, EntryReader, FileSystem, HardState, Journal, JournalReader, Location, Op, Recovered, StoredFile,
+};
+use holdfast_sim::disk::SimDisk;
+use journal_model::{Model, recovered_equals};
+
+const BLOCK: usize = 512;
+
+/// A disk after `batches` batches, and the model before and after the last of them.
+struct Scene {
+    disk: SimDisk,
+    before: Model,
+    after: Model,
+    /// Where in the newest segment each batch begins, and where the last one ends.
+    starts: Vec<usize>,
+}
+
+fn batch(number: u64) -> Batch {
+    let mut ops = Vec::new();
+    for group in 0..3 {
+        let key = test_key(group);
+        let payload = Bytes::from(format!("group {group}, entry {number}: {}", "y".repeat(number as usize * 20 % 170)));
+        ops.push(Op::Entry { key, index: number, term: 1 + number / 4, payload });
+    }
+    let key = test_key(number % 3);
+    ops.push(Op::HardState { key, term: 1 + number / 4, vote: 2, commit: number - 1 });
+    Batch { id: BatchId(number), ops }
+}
+
+fn scene(batches: u64) -> Scene {
+    let disk = SimDisk::default();
+    let (mut journal, _) = Journal::open(disk.clone(), small_config(1)).expect("open");
+    let (mut before, mut after) = (Model::default(), Model::default());
+    let mut starts = Vec::new();
+    for number in 1..=batches {
+        starts.push(journal.used_bytes() as usize);
+        before = after.clone();
+        let batch = batch(number);
+        batch.ops.iter().for_each(|op| after.apply(op));
+        journal.write(&batch).expect("write");
+    }
+    starts.push(journal.used_bytes() as usize);
+    Scene { disk, before, after, starts }
+}
+
+fn newest(disk: &SimDisk) -> String {
+    let names = disk.list().expect("list");
+    names.into_iter().rfind(|name| name.starts_with("segment")).expect("a segment")
+}
+
+/// A copy of the disk with the bytes of one file changed.
+fn edited(disk: &SimDisk, file: &str, edit: impl Fn(&mut Vec<u8>)) -> SimDisk {
+    let copy = SimDisk::default();
+    for name in disk.list().expect("list") {
+        let source = disk.open(&name).expect("open");
+        let mut bytes = vec![0; source.len().expect("len") as usize];
+        source.read_at(0, &mut bytes).expect("read");
+        if name == file {
+            edit(&mut bytes);
+        }
+        let target = copy.create(&name, 0).expect("create");
+        target.write_at(0, &bytes).expect("write");
+        target.sync_data().expect("sync");
+    }
+    copy.sync_dir().expect("sync the directory");
+    copy
+}
+
+fn open(disk: &SimDisk, nonce: u64) -> (Recovered, JournalReader<SimDisk>) {
+    let (journal, recovered) = Journal::open(disk.clone(), small_config(nonce)).expect("a damaged journal opens");
+    (recovered, journal.reader())
+}
+
+#[test]
+fn a_tail_torn_at_any_byte_costs_the_last_batch_and_nothing_else() {
+    let scene = scene(6);
+    let file = newest(&scene.disk);
+    let (start, end) = (scene.starts[5], scene.starts[6]);
+    let kinds: [(&str, fn(&mut [u8], usize)); 4] = [
+        ("nothing from here on", |batch, at| batch[at..].fill(0)),
+        ("this byte is garbage", |batch, at| batch[at] ^= 0x5a),
+        ("nothing up to here, the rest is there", |batch, at| batch[..=at].fill(0)),
+        ("this sector is missing", |batch, at| batch[at / BLOCK * BLOCK..(at / BLOCK + 1) * BLOCK].fill(0)),
+    ];
+    for (kind, tear) in kinds {
+        for at in 0..end - start {
+            let disk = edited(&scene.disk, &file, |bytes| tear(&mut bytes[start..end], at));
+            let (recovered, reader) = open(&disk, 2);
+            let without = recovered_equals(&recovered, &scene.before, &reader);
+            let with = recovered_equals(&recovered, &scene.after, &reader);
+            assert!(without.is_ok() || with.is_ok(), "byte {at}, {kind}: {without:?}, {with:?}");
+            let (again, reader) = open(&disk, 3);
+            assert_eq!(
+                recovered_equals(&again, if without.is_ok() { &scene.before } else { &scene.after }, &reader),
+                Ok(())
+            );
+        }
+    }
+}
+
+#[test]
+fn damage_before_the_last_batch_is_never_taken_for_a_torn_tail() {
+    let scene = scene(6);
+    let file = newest(&scene.disk);
+    for at in scene.starts[0]..scene.starts[5] {
+        let disk = edited(&scene.disk, &file, |bytes| bytes[at] ^= 0x21);
+        let (recovered, reader) = open(&disk, 2);
+        let mut sound = scene.after.clone();
+        for group in &recovered.groups {
+            nothing_is_invented(&recovered, &scene.after, &reader);
+            if group.corruption.is_some() {
+                sound.groups.remove(&group.key);
+            }
+        }
+        let intact = recovered.groups.iter().filter(|group| group.corruption.is_none()).cloned().collect();
+        let intact = Recovered { groups: intact, ..recovered.clone() };
+        assert_eq!(
+            recovered_equals(&intact, &sound, &reader),
+            Ok(()),
+            "byte {at}: a group that claims to be sound is not"
+        );
+        let (again, _) = open(&disk, 3);
+        let corrupt = |recovered: &Recovered| {
+            let groups = recovered.groups.iter().filter(|group| group.corruption.is_some());
+            groups.map(|group| group.key).collect::<Vec<_>>()
+        };
+        assert_eq!(corrupt(&recovered), corrupt(&again), "byte {at}: a restart does not launder corruption");
+    }
+}
+
+fn nothing_is_invented(recovered: &Recovered, truth: &Model, reader: &impl EntryReader) {
+    for group in &recovered.groups {
+        let log = &truth.groups[&group.key].log;
+        for entry in &group.entries {
+            let payload = reader.read(entry.location).expect("a reported entry can be read");
+            assert_eq!((entry.term, payload), log[&entry.index]);
+        }
+    }
+}
+
+#[test]
+fn damage_to_the_records_of_one_group_leaves_the_others_serving() {
+    let scene = scene(6);
+    let file = newest(&scene.disk);
+    let needle = b"group 1, entry 3";
+    let disk = edited(&scene.disk, &file, |bytes| {
+        let at = bytes.windows(needle.len()).position(|window| window == needle).expect("the payload");
+        bytes[at] = b'G';
+    });
+    let (recovered, _) = open(&disk, 2);
+    let corrupt: Vec<_> = recovered.groups.iter().filter(|group| group.corruption.is_some()).collect();
+    assert_eq!(corrupt.len(), 1);
+    assert_eq!(corrupt[0].key, test_key(1));
+    let corruption = corrupt[0].corruption.as_ref().expect("corruption");
+    assert_eq!((corruption.missing.clone(), corruption.hard_state, corruption.unknown), (vec![3..=3], false, false));
+}
+
+#[test]
+fn a_vote_whose_record_is_damaged_is_found_in_the_batch_header() {
+    let disk = SimDisk::default();
+    let (mut journal, _) = Journal::open(disk.clone(), small_config(1)).expect("open");
+    let key = test_key(1);
+    let start = journal.used_bytes() as usize;
+    let state = Op::HardState { key, term: 7, vote: 3, commit: 0 };
+    journal.write(&Batch { id: BatchId(1), ops: vec![state] }).expect("write");
+    journal.write(&batch(2)).expect("write");
+    let file = newest(&disk);
+    let disk = edited(&disk, &file, |bytes| bytes[start + 48 + 72 + 56] ^= 1);
+    let (recovered, _) = open(&disk, 2);
+    let group = recovered.groups.iter().find(|group| group.key == key).expect("the group");
+    assert_eq!(group.hard_state, Some(HardState { term: 7, vote: 3, commit: 0 }));
+}
+
+#[test]
+fn a_missing_segment_or_checkpoint_is_noticed() {
+    let disk = SimDisk::default();
+    let (mut journal, _) = Journal::open(disk.clone(), small_config(1)).expect("open");
+    let key = test_key(0);
+    for number in 1..=120 {
+        journal.write(&batch(number)).expect("write");
+    }
+    let checkpoint = Op::Checkpoint { key, index: 5, term: 1, conf: Bytes::new(), machine: Bytes::from_static(b"m") };
+    journal.write(&Batch { id: BatchId(0), ops: vec![checkpoint] }).expect("write");
+    drop(journal);
+    let names = disk.list().expect("list");
+    assert!(names.iter().filter(|name| name.starts_with("segment")).count() > 3);
+    let without = |gone: &str| {
+        let copy = edited(&disk, "", |_| {});
+        copy.remove(gone).expect("remove");
+        copy.sync_dir().expect("sync");
+        open(&copy, 2).0
+    };
+    let segments: Vec<&String> = names.iter().filter(|name| name.starts_with("segment")).collect();
+    for gone in &segments[..segments.len() - 1] {
+        let recovered = without(gone);
+        assert!(recovered.groups.iter().all(|group| group.corruption.is_some()), "{gone} is missed");
+        assert!(recovered.findings.iter().any(|finding| &&finding.file == gone && finding.what.contains("missing")));
+    }
+    let gone = names.iter().find(|name| name.starts_with("checkpoint")).expect("a checkpoint");
+    let recovered = without(gone);
+    let corrupt: Vec<_> = recovered.groups.iter().filter(|group| group.corruption.is_some()).collect();
+    assert_eq!(corrupt.len(), 1);
+    assert!(corrupt[0].key == key && corrupt[0].corruption.as_ref().is_some_and(|corruption| corruption.checkpoint));
+}
+
+#[test]
+fn a_stale_or_misdirected_block_is_recognised() {
+    let scene = scene(6);
+    let file = newest(&scene.disk);
+    let (second, third, fourth) = (scene.starts[1], scene.starts[2], scene.starts[3]);
+    let length = (third - second).min(fourth - third);
+    let disk = edited(&scene.disk, &file, |bytes| bytes.copy_within(second..second + length, third));
+    let (recovered, reader) = open(&disk, 2);
+    nothing_is_invented(&recovered, &scene.after, &reader);
+    assert!(recovered.groups.iter().all(|group| group.corruption.is_some()), "a copy of batch 2 is not batch 3");
+}
+
+#[test]
+fn a_read_of_a_damaged_payload_says_so() {
+    let scene = scene(3);
+    let (mut journal, recovered) = Journal::open(scene.disk.clone(), small_config(2)).expect("open");
+    let location = recovered.groups[0].entries[0].location;
+    let wrong = Location { offset: location.offset + 8, ..location };
+    assert!(journal.reader().read(location).is_ok());
+    assert!(journal.reader().read(wrong).is_err());
+    journal.write(&batch(4)).expect("write");
+}
