@@ -279,7 +279,7 @@ impl<R: EntryReader> Member<R> {
 
     /// Deals with one request of a session; it waits while the view of the metadata may be stale.
     fn request(&mut self, conn: ConnId, request: Request) {
-        let fresh = self.lease_fresh();
+        let fresh = self.lease_fresh() && self.registered();
         let Some(client) = self.clients.get_mut(&conn) else { return };
         let needs_metadata = matches!(
             request,
@@ -295,7 +295,7 @@ impl<R: EntryReader> Member<R> {
 
     /// Goes on with what waited for the lease.
     pub(crate) fn release_held(&mut self) {
-        if !self.lease_fresh() {
+        if !self.lease_fresh() || !self.registered() {
             return;
         }
         let waiting: Vec<ConnId> =

@@ -34,10 +34,17 @@ pub(crate) struct Leaderships {
     pub(crate) led: BTreeMap<GroupId, Leading>,
     pub(crate) announced: BTreeMap<GroupId, (MemberId, u64)>,
     dirty: Vec<GroupId>,
-    /// Announcements of this round.
-    news: Vec<(GroupId, u64)>,
+    /// Groups that this member came to lead in this round.
+    news: Vec<GroupId>,
     /// The payload that deliveries were last read from, since those of one entry come in a row.
     last_payload: Option<(GroupId, u64, Bytes)>,
+}
+
+impl Leaderships {
+    /// Indexes of the transient queues begin anew.
+    pub(crate) fn forget_payload(&mut self) {
+        self.last_payload = None;
+    }
 }
 
 impl<R: EntryReader> Member<R> {
@@ -46,10 +53,16 @@ impl<R: EntryReader> Member<R> {
         if self.transient_group() == group {
             return self.transient_encoded(batch);
         }
-        let Some(leading) = self.leaderships.led.get_mut(&group) else {
+        if !self.leaderships.led.contains_key(&group) {
             let leader = self.leaderships.announced.get(&group).map(|(leader, _)| *leader);
             return self.send(from, PeerMessage::NotLeading { group, leader });
-        };
+        }
+        let boot = self.peers.get(from).map(|peer| peer.boot).unwrap_or_default();
+        if self.metadata().is_some_and(|meta| meta.has_ended(boot)) {
+            let effect = HomeEffect { effect: QueueEffect::Ended { boot }, content: None };
+            return self.send(from, PeerMessage::QueueEffect { group, effect });
+        }
+        let Some(leading) = self.leaderships.led.get_mut(&group) else { return };
         let pushed = if group == GroupId::META {
             leading.entry.push_encoded::<MetaCommand>(batch)
         } else {
@@ -204,7 +217,7 @@ impl<R: EntryReader> Member<R> {
             }
             return;
         };
-        let home = if boot == self.boot { None } else { self.peers.member_of(boot) };
+        let home = if boot == self.boot { None } else { self.member_of_boot(boot) };
         if boot != self.boot && home.is_none() {
             return; // It asks for what it lacks when it is back.
         }
@@ -269,7 +282,7 @@ impl<R: EntryReader> Member<R> {
         } else {
             self.adopt_queues(group);
         }
-        self.leaderships.news.push((group, term));
+        self.leaderships.news.push(group);
         let me = self.me();
         self.group_led_by(group, me, term);
     }
@@ -361,21 +374,25 @@ impl<R: EntryReader> Member<R> {
 
     /// Tells everybody which groups this member has come to lead.
     pub(crate) fn announce(&mut self) {
-        let news = std::mem::take(&mut self.leaderships.news);
-        if news.is_empty() {
+        let me = self.me();
+        let led = |group: GroupId| Some((group, (me, self.leaderships.led.get(&group)?.term)));
+        let groups: Vec<_> = self.leaderships.news.iter().filter_map(|group| led(*group)).collect();
+        self.leaderships.news.clear();
+        if groups.is_empty() {
             return;
         }
         let members: Vec<MemberId> = self.peers.iter().map(|(member, _)| member).collect();
         for member in members {
-            self.send(member, PeerMessage::Leading { groups: news.clone() });
+            self.send(member, PeerMessage::Leaders { groups: groups.clone() });
         }
     }
 
-    /// Tells one member, which has just been linked, all that is led here.
+    /// Tells one member, which has just been linked, who leads what.
     pub(crate) fn announce_all_to(&mut self, member: MemberId) {
-        let groups: Vec<_> = self.leaderships.led.iter().map(|(group, leading)| (*group, leading.term)).collect();
+        let known = self.leaderships.announced.iter();
+        let groups: Vec<_> = known.map(|(group, leader)| (*group, *leader)).collect();
         if !groups.is_empty() {
-            self.send(member, PeerMessage::Leading { groups });
+            self.send(member, PeerMessage::Leaders { groups });
         }
     }
 

@@ -35,7 +35,29 @@ impl<R: EntryReader> Member<R> {
 
     /// Sends a message to a member with this round's frame.
     pub(crate) fn send(&mut self, to: MemberId, message: PeerMessage) {
-        self.peers.send(to, &message, &mut self.outputs);
+        let me = self.me();
+        match message {
+            PeerMessage::Envelope(_) | PeerMessage::Heartbeat(_) => {
+                self.peers.send(to, &message, &mut self.outputs);
+            }
+            _ => self.peers.send_or_relay(me, to, &message, &mut self.outputs),
+        }
+    }
+
+    /// Passes messages on to a member that their sender cannot reach, or takes them in where they arrive.
+    fn relayed(&mut self, from: MemberId, to: MemberId, messages: Bytes) {
+        if to != self.me() {
+            if self.peers.is_linked(to) {
+                self.peers.send(to, &PeerMessage::Relay { from, to, messages }, &mut self.outputs);
+            }
+            return;
+        }
+        for message in Frame::new(messages).map_while(Result::ok) {
+            match message {
+                PeerMessage::Relay { .. } | PeerMessage::Envelope(_) | PeerMessage::Heartbeat(_) => {}
+                message => self.peer_message(from, message),
+            }
+        }
     }
 
     /// Sends a message to a member, which may be this one.
@@ -103,7 +125,8 @@ impl<R: EntryReader> Member<R> {
             return self.close_link(link, reason);
         }
         let member = hello.member;
-        let first = self.peers.link(link).is_some_and(|known| known.hello.is_none());
+        let known = self.peers.link(link).and_then(|known| known.hello.as_ref()?.member);
+        let first = known.is_none();
         if let Some(change) = self.peers.hello(link, hello, self.now) {
             self.peer_changed(change);
         }
@@ -169,7 +192,7 @@ impl<R: EntryReader> Member<R> {
         let change = self.peers.heard(from, heartbeat.boot, self.now);
         if let Some(peer) = self.peers.get_mut(from) {
             peer.ready = heartbeat.ready;
-            peer.hears_me = heartbeat.hears == Some(self.boot);
+            peer.hears.clone_from(&heartbeat.hears);
         }
         if let Some(change) = change {
             self.peer_changed(change);
@@ -183,10 +206,11 @@ impl<R: EntryReader> Member<R> {
         if self.peers.heartbeat_due(self.now) {
             let write_age_ms = self.oldest_write_age_ms();
             let ready = self.ready();
-            let members: Vec<_> = self.peers.iter().map(|(id, peer)| (id, peer.boot, peer.suspected)).collect();
-            for (member, boot, suspected) in members {
-                let hears = (!suspected).then_some(boot);
-                let heartbeat = Heartbeat { boot: self.boot, hears, write_age_ms, ready };
+            let members: Vec<MemberId> = self.peers.iter().map(|(member, _)| member).collect();
+            let heard = self.peers.iter().filter(|(_, peer)| !peer.suspected);
+            let hears: Vec<MemberId> = heard.map(|(member, _)| member).collect();
+            for member in members {
+                let heartbeat = Heartbeat { boot: self.boot, hears: hears.clone(), write_age_ms, ready };
                 self.send(member, PeerMessage::Heartbeat(heartbeat));
             }
         }
@@ -204,11 +228,12 @@ impl<R: EntryReader> Member<R> {
             PeerMessage::Commands { group, batch } => self.take_commands(group, from, &batch),
             PeerMessage::Attach { group, boot } => self.attach(group, boot, from),
             PeerMessage::Attached { group, term } => self.attached(group, from, term),
-            PeerMessage::Leading { groups } => {
-                for (group, term) in groups {
-                    self.group_led_by(group, from, term);
+            PeerMessage::Leaders { groups } => {
+                for (group, (leader, term)) in groups {
+                    self.group_led_by(group, leader, term);
                 }
             }
+            PeerMessage::Relay { from, to, messages } => self.relayed(from, to, messages),
             PeerMessage::NotLeading { group, leader } => self.not_leading(group, from, leader),
             PeerMessage::DeliveriesAfter { group, queue, consumer, after } => {
                 self.send_outstanding(group, queue, consumer, after, from);
@@ -218,7 +243,7 @@ impl<R: EntryReader> Member<R> {
             }
             PeerMessage::QueueEffect { group, effect } => self.home_effect(group, effect),
             PeerMessage::MetaEffect { effect, index } => self.metadata_effect(effect, index),
-            PeerMessage::LeaseRequest { round, applied } => self.granter.request(from, round, applied),
+            PeerMessage::LeaseRequest { round, applied } => self.lease_request(from, round, applied),
             PeerMessage::LeaseProbe { round } => self.lease_probe(from, round),
             PeerMessage::LeaseProbeAck { round, term } => self.lease_probe_ack(from, round, term),
             PeerMessage::LeaseGrant { round, commit } => self.lease.granted(round, commit),

@@ -25,6 +25,8 @@ use crate::transient::TransientHost;
 
 /// How often time is looked at.
 const TICK: Duration = Duration::from_millis(50);
+/// A tick that comes so late means that the process stood still.
+const PAUSED: Duration = Duration::from_millis(300);
 /// How long a stopping member tries to hand its leaderships over.
 const DRAIN_FOR: Duration = Duration::from_secs(5);
 /// How long clients have to answer the close.
@@ -301,6 +303,10 @@ impl<R: EntryReader> Member<R> {
             host.tick(self.now);
         }
         if self.now >= self.next_tick {
+            if self.now.since(self.next_tick) >= PAUSED {
+                // The process stood still. What the others said meanwhile is still to be read.
+                self.peers.forgive_silence(self.now);
+            }
             self.next_tick = self.now + TICK;
             self.tick_peers();
             self.tick_leases();
@@ -397,9 +403,7 @@ impl<R: EntryReader> Member<R> {
             let present = host.status(*group).is_some_and(|status| status.quarantined.is_none());
             present && host.applied(*group) < *commit
         });
-        let registered =
-            self.metadata().and_then(|meta| meta.member(self.me())).is_some_and(|own| own.boot == Some(self.boot));
-        if registered && self.ready_at.is_empty() {
+        if self.registered() && self.ready_at.is_empty() {
             self.was_ready = true;
             self.event(Severity::Info, "ready".into());
         }

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 
 use holdfast_journal::EntryReader;
 use holdfast_queue::ids::{BootId, GroupId, Incarnation, MemberId, QueueId};
-use holdfast_queue::meta::{Change, GroupInfo, MetaCommand, MetaEffect, MetaMachine, Placement, queue_settings};
+use holdfast_queue::meta::{
+    Change, GroupInfo, MemberInfo, MetaCommand, MetaEffect, MetaMachine, Placement, queue_settings,
+};
 use holdfast_queue::queue::{QueueCommand, QueueMachine};
 use holdfast_queue::{AnyEffect, AnyMachine};
 use holdfast_replica::{GroupBirth, group_key};
@@ -139,6 +141,16 @@ impl<R: EntryReader> Member<R> {
         }
     }
 
+    /// The member that runs as this boot, as it said itself or as the metadata shows.
+    pub(crate) fn member_of_boot(&self, boot: BootId) -> Option<MemberId> {
+        self.peers.member_of(boot).or_else(|| self.metadata()?.member_of_boot(boot))
+    }
+
+    /// True once the metadata shows this run of this member: before that it cannot hold sessions.
+    pub(crate) fn registered(&self) -> bool {
+        self.metadata().and_then(|meta| meta.member(self.me())).is_some_and(|own| own.boot == Some(self.boot))
+    }
+
     /// True for a run that the metadata does not show as running.
     pub(crate) fn boot_has_ended(&self, boot: BootId) -> bool {
         self.metadata().is_some_and(|meta| meta.has_ended(boot) || meta.member_of_boot(boot).is_none())
@@ -218,8 +230,10 @@ impl<R: EntryReader> Member<R> {
         }
         let (now, me, applied) = (self.now, self.me(), self.meta_applied);
         self.granter.report_applied(me, applied);
+        // A member without a run holds no lease.
+        let runs = |(id, info): (MemberId, &MemberInfo)| info.boot.is_some().then_some(id);
         let members: Vec<MemberId> =
-            self.metadata().map(|meta| meta.members().map(|(id, _)| id).collect()).unwrap_or_default();
+            self.metadata().map(|meta| meta.members().filter_map(runs).collect()).unwrap_or_default();
         let mut any = false;
         while let Some((index, effect)) = self.owed_meta_effects.front() {
             let holds_back = matches!(effect, MetaEffect::Reply { .. })
@@ -244,7 +258,7 @@ impl<R: EntryReader> Member<R> {
         };
         if boot == self.boot {
             self.metadata_effect(effect, index);
-        } else if let Some(member) = self.peers.member_of(boot) {
+        } else if let Some(member) = self.member_of_boot(boot) {
             self.send(member, PeerMessage::MetaEffect { effect, index });
         }
     }
@@ -265,7 +279,7 @@ impl<R: EntryReader> Member<R> {
 
     /// Asks for leases and, on the leader, runs the rounds that prove them.
     pub(crate) fn tick_leases(&mut self) {
-        let (now, me, applied) = (self.now, self.me(), self.meta_applied);
+        let (now, applied) = (self.now, self.meta_applied);
         if self.host.as_ref().is_none_or(|host| host.key(GroupId::META).is_none()) {
             return;
         }
@@ -281,7 +295,13 @@ impl<R: EntryReader> Member<R> {
                 self.send_or_take(voter, PeerMessage::LeaseProbe { round });
             }
         }
-        let _ = me;
+    }
+
+    /// A member asks for a lease. One without a run in the metadata gets none, so nothing need wait for it.
+    pub(crate) fn lease_request(&mut self, from: MemberId, round: u64, applied: u64) {
+        if self.metadata().and_then(|meta| meta.member(from)).is_some_and(|member| member.boot.is_some()) {
+            self.granter.request(from, round, applied);
+        }
     }
 
     fn metadata_voters(&self) -> Vec<MemberId> {

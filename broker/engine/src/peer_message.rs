@@ -32,8 +32,8 @@ pub(crate) struct Hello {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Heartbeat {
     pub boot: BootId,
-    /// The receiver's run, if it was heard lately: "I hear you".
-    pub hears: Option<BootId>,
+    /// Members that the sender hears, so that others can reach them through it.
+    pub hears: Vec<MemberId>,
     /// Age of the oldest journal write that is not finished, ms.
     pub write_age_ms: u64,
     pub ready: bool,
@@ -86,9 +86,15 @@ pub(crate) enum PeerMessage {
         group: GroupId,
         term: u64,
     },
-    /// The sender leads these groups, each in the term given.
-    Leading {
-        groups: Vec<(GroupId, u64)>,
+    /// Who leads these groups, each in the term given, as their leaders have said.
+    Leaders {
+        groups: Vec<(GroupId, (MemberId, u64))>,
+    },
+    /// Frame contents for a member that the sender cannot reach itself; the receiver passes them on.
+    Relay {
+        from: MemberId,
+        to: MemberId,
+        messages: Bytes,
     },
     /// The sender does not lead the group; it last knew this leader.
     NotLeading {
@@ -250,7 +256,12 @@ impl Codec for PeerMessage {
                 group.encode(out);
                 term.encode(out);
             }),
-            Self::Leading { groups } => tagged(out, 9, |out| groups.encode(out)),
+            Self::Leaders { groups } => tagged(out, 9, |out| groups.encode(out)),
+            Self::Relay { from, to, messages } => tagged(out, 20, |out| {
+                from.encode(out);
+                to.encode(out);
+                out.bytes(messages);
+            }),
             Self::NotLeading { group, leader } => tagged(out, 10, |out| {
                 group.encode(out);
                 leader.encode(out);
@@ -303,7 +314,8 @@ impl Codec for PeerMessage {
             6 => Self::Commands { group: Codec::decode(input)?, batch: input.bytes()? },
             7 => Self::Attach { group: Codec::decode(input)?, boot: Codec::decode(input)? },
             8 => Self::Attached { group: Codec::decode(input)?, term: Codec::decode(input)? },
-            9 => Self::Leading { groups: Codec::decode(input)? },
+            9 => Self::Leaders { groups: Codec::decode(input)? },
+            20 => Self::Relay { from: Codec::decode(input)?, to: Codec::decode(input)?, messages: input.bytes()? },
             10 => Self::NotLeading { group: Codec::decode(input)?, leader: Codec::decode(input)? },
             11 => Self::DeliveriesAfter {
                 group: Codec::decode(input)?,
@@ -378,7 +390,12 @@ mod tests {
                 zone: "z".into(),
                 address: "a:1".into(),
             }),
-            PeerMessage::Heartbeat(Heartbeat { boot: BootId(1), hears: None, write_age_ms: 3, ready: true }),
+            PeerMessage::Heartbeat(Heartbeat {
+                boot: BootId(1),
+                hears: vec![MemberId(2)],
+                write_age_ms: 3,
+                ready: true,
+            }),
             PeerMessage::Invite(Invite {
                 cluster_id: "c".into(),
                 cluster_epoch: 1,
@@ -387,7 +404,10 @@ mod tests {
                 peers: vec!["a:1".into()],
             }),
             PeerMessage::Commands { group: GroupId(300), batch: Bytes::from_static(b"xyz") },
-            PeerMessage::Leading { groups: vec![(GroupId(1), 2), (GroupId(u64::MAX), 1)] },
+            PeerMessage::Leaders {
+                groups: vec![(GroupId(1), (MemberId(2), 2)), (GroupId(u64::MAX), (MemberId(1), 1))],
+            },
+            PeerMessage::Relay { from: MemberId(1), to: MemberId(2), messages: Bytes::from_static(b"m") },
             PeerMessage::DeliveriesAfter { group: GroupId(1), queue: QueueId(2), consumer, after: 3 },
             PeerMessage::QueueEffect {
                 group: GroupId(4),

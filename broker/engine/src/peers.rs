@@ -37,8 +37,8 @@ pub(crate) struct Peer {
     last_heard: Instant,
     link_lost: Option<Instant>,
     pub(crate) suspected: bool,
-    /// True while the other side says that it hears this run.
-    pub(crate) hears_me: bool,
+    /// Members that the other side hears.
+    pub(crate) hears: Vec<MemberId>,
     outbox: Writer,
 }
 
@@ -108,7 +108,7 @@ impl Peers {
             last_heard: now,
             link_lost: None,
             suspected: false,
-            hears_me: false,
+            hears: Vec::new(),
             outbox: Writer::default(),
         });
         peer.name = name;
@@ -162,11 +162,46 @@ impl Peers {
             let cut = peer.link_lost.is_some_and(|at| now.since(at) >= SUSPECT_AFTER_RESET);
             if !peer.suspected && (silent || cut) {
                 peer.suspected = true;
-                peer.hears_me = false;
+                peer.hears.clear();
                 changes.push(PeerChange::Suspected { member: *member });
             }
         }
         changes
+    }
+
+    /// Counts silence anew, since nobody listened.
+    pub(crate) fn forgive_silence(&mut self, now: Instant) {
+        for peer in self.peers.values_mut().filter(|peer| !peer.suspected) {
+            peer.last_heard = now;
+        }
+    }
+
+    /// A member that is linked here and hears `to`, which is not.
+    fn way_to(&self, to: MemberId) -> Option<MemberId> {
+        let mut ways = self.peers.iter().filter(|(_, peer)| peer.link.is_some() && !peer.suspected);
+        ways.find(|(_, peer)| peer.hears.contains(&to)).map(|(member, _)| *member)
+    }
+
+    /// True when messages to a member can leave, directly or through another one.
+    pub(crate) fn is_reachable(&self, member: MemberId) -> bool {
+        self.is_linked(member) || self.way_to(member).is_some()
+    }
+
+    /// Queues a message for a member that may be out of direct reach (design §3.4: through a third member). Raft's own
+    /// messages and heartbeats never take that way: they say who can talk to whom.
+    pub(crate) fn send_or_relay(
+        &mut self,
+        from: MemberId,
+        to: MemberId,
+        message: &PeerMessage,
+        outputs: &mut impl Extend<Output>,
+    ) {
+        if self.is_linked(to) {
+            self.send(to, message, outputs);
+        } else if let Some(way) = self.way_to(to) {
+            let relay = PeerMessage::Relay { from, to, messages: message.to_bytes() };
+            self.send(way, &relay, outputs);
+        }
     }
 
     /// True when a round of heartbeats is due.

@@ -152,7 +152,7 @@ impl<R: EntryReader> Member<R> {
         let has_consumers = self.consumes_from(group);
         let Some(stream) = self.streams.get_mut(&group) else { return };
         let Some((leader, _)) = stream.leader() else { return };
-        if leader != me && !self.peers.is_linked(leader) {
+        if leader != me && !self.peers.is_reachable(leader) {
             return;
         }
         if stream.begin_attach(has_consumers, now) {
@@ -171,7 +171,7 @@ impl<R: EntryReader> Member<R> {
     fn send_meta_stream(&mut self) {
         let (boot, now, me, group) = (self.boot, self.now, self.me(), GroupId::META);
         let Some((leader, _)) = self.meta_stream.leader() else { return };
-        if leader != me && !self.peers.is_linked(leader) {
+        if leader != me && !self.peers.is_reachable(leader) {
             return;
         }
         if self.meta_stream.begin_attach(false, now) {

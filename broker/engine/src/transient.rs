@@ -122,5 +122,6 @@ impl<R: EntryReader> Member<R> {
     /// Ends all transient queues, since the run that they belong to has ended.
     pub(crate) fn drop_transient(&mut self) {
         self.transient = TransientHost::default();
+        self.leaderships.forget_payload();
     }
 }

@@ -75,6 +75,8 @@ pub struct Cluster {
     next_admin: u64,
     pub events: Vec<String>,
     pub exits: Vec<(usize, bool, String)>,
+    /// Real time spent inside each of the first three members.
+    pub spent: [std::time::Duration; 3],
 }
 
 fn address(member: usize) -> String {
@@ -98,6 +100,7 @@ impl Cluster {
             next_admin: 0,
             events: Vec::new(),
             exits: Vec::new(),
+            spent: Default::default(),
         };
         for at in 0..count {
             let disk = MemoryDisk::default();
@@ -188,13 +191,17 @@ impl Cluster {
                 busy = true;
                 let now = self.now;
                 if let Some(running) = self.members[at].as_mut() {
+                    let begun = std::time::Instant::now();
                     running.member.handle(now, now.0 / 1000, input);
+                    self.spent[at] += begun.elapsed();
                 }
             }
             for at in 0..self.members.len() {
                 let now = self.now;
                 let Some(running) = self.members[at].as_mut() else { continue };
+                let begun = std::time::Instant::now();
                 running.member.flush(now);
+                self.spent[at] += begun.elapsed();
                 while let Some(output) = self.members[at].as_mut().and_then(|running| running.member.poll()) {
                     busy = true;
                     self.carry_out(at, output);
@@ -445,16 +452,14 @@ impl Client {
     }
 
     pub fn publish_to(&mut self, cluster: &mut Cluster, exchange: &str, key: &str, mandatory: bool, body: &str) {
-        let mut out = BytesMut::new();
-        let (exchange, routing_key) = (short(exchange), short(key));
-        Method::BasicPublish { exchange, routing_key, mandatory, immediate: false }.encode(1, &mut out);
-        ContentHeader::encode(1, body.len() as u64, &[0x10, 0, 2], &mut out);
-        if !body.is_empty() {
-            holdfast_wire::write_body_frame(1, body.len(), &mut out);
-            out.extend_from_slice(body.as_bytes());
-            holdfast_wire::write_frame_end(&mut out);
-        }
-        self.send_bytes(cluster, out.freeze());
+        self.send_bytes(cluster, publish_frames(exchange, key, mandatory, body));
+    }
+
+    /// All methods that are here already; contents are skipped.
+    pub fn methods(&mut self, cluster: &mut Cluster) -> Vec<Method> {
+        let frames = std::iter::from_fn(|| self.frame(cluster));
+        let methods = frames.filter(|frame| frame.kind == FrameKind::Method);
+        methods.map(|frame| Method::decode(frame.payload).expect("well formed")).collect()
     }
 
     /// Waits until everything up to `tag` is confirmed.
@@ -560,4 +565,18 @@ pub fn consume(queue: &str, tag: &str, no_ack: bool) -> Method {
         no_wait: false,
         arguments: FieldTable::default(),
     }
+}
+
+/// A persistent message on channel 1.
+pub fn publish_frames(exchange: &str, key: &str, mandatory: bool, body: &str) -> Bytes {
+    let mut out = BytesMut::new();
+    let (exchange, routing_key) = (short(exchange), short(key));
+    Method::BasicPublish { exchange, routing_key, mandatory, immediate: false }.encode(1, &mut out);
+    ContentHeader::encode(1, body.len() as u64, &[0x10, 0, 2], &mut out);
+    if !body.is_empty() {
+        holdfast_wire::write_body_frame(1, body.len(), &mut out);
+        out.extend_from_slice(body.as_bytes());
+        holdfast_wire::write_frame_end(&mut out);
+    }
+    out.freeze()
 }
