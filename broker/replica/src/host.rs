@@ -1,5 +1,6 @@
 //! All groups of one member.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
@@ -54,6 +55,8 @@ pub struct Host<M: Machine, R: EntryReader> {
     pub(crate) parking: Parking,
     pub(crate) logger: slog::Logger,
     last_tick: Instant,
+    /// Quiesced groups whose lease was asked for.
+    wake_wanted: RefCell<BTreeMap<GroupId, Instant>>,
 }
 
 impl<M: Machine, R: EntryReader> Host<M, R> {
@@ -76,7 +79,13 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
             draining_until: None,
         };
         let logger = slog::Logger::root(Discard, slog::o!());
-        Self { replicas: BTreeMap::new(), cx, reader, parking, logger, last_tick: now }
+        Self { replicas: BTreeMap::new(), cx, reader, parking, logger, last_tick: now, wake_wanted: RefCell::default() }
+    }
+
+    /// Tells the time to the calls that do not take it. A driver that calls nothing for a while (all groups may be asleep)
+    /// says it before it proposes: leases are measured from what it says.
+    pub fn set_time(&mut self, now: Instant) {
+        self.cx.now = self.cx.now.max(now);
     }
 
     /// This member's Raft id.
@@ -128,9 +137,15 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
     }
 
     /// True if effects may leave now: this member leads, and a majority was heard within the election timeout. `Applied`
-    /// outputs respect it already; ask again before sending something that was derived later (`state_enter`).
+    /// outputs respect it already; ask again before sending something that was derived later (`state_enter`). A leader of
+    /// a quiesced group has heard nobody for long: asking wakes the group, so ask again soon.
     pub fn may_emit(&self, group: GroupId, now: Instant) -> bool {
-        self.running(group).is_some_and(|group| group.has_lease(now, &self.cx))
+        let Some(replica) = self.running(group) else { return false };
+        let may = replica.has_lease(now, &self.cx);
+        if !may && replica.quiesced && replica.is_leader() {
+            self.wake_wanted.borrow_mut().insert(group, now);
+        }
+        may
     }
 
     /// The index up to which the group's machine here has applied the log; 0 without a running replica.
@@ -392,6 +407,10 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
     pub fn poll(&mut self) -> Option<HostOutput<M::Effect>> {
         if let Some(output) = self.cx.outbox.pop_front() {
             return Some(output);
+        }
+        for (id, now) in self.wake_wanted.take() {
+            self.set_time(now);
+            self.guarded(id, |group, cx| group.wake(cx));
         }
         while let Some(id) = self.cx.dirty.pop_first() {
             self.guarded(id, |group, cx| group.process(cx));

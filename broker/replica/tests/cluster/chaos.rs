@@ -31,6 +31,16 @@ fn nothing_confirmed_is_lost_whatever_fails() {
     assert!(total > 0);
 }
 
+#[test]
+fn equal_seeds_give_equal_lives() {
+    let life = |seed| {
+        let cluster = live(seed);
+        (cluster.transcript, cluster.sent, cluster.now)
+    };
+    assert_eq!(life(3), life(3));
+    assert_ne!(life(3), life(4));
+}
+
 fn config(rng: &mut Rng) -> HostConfig {
     HostConfig {
         checkpoint_entries: 20 + rng.below(60),
@@ -48,6 +58,10 @@ fn config(rng: &mut Rng) -> HostConfig {
 
 /// How many commands were confirmed.
 fn run(seed: u64) -> usize {
+    live(seed).confirmed()
+}
+
+fn live(seed: u64) -> Cluster {
     let mut rng = Rng::new(seed ^ 0xabcd);
     let mut cluster = Cluster::with_config(4, seed, config(&mut rng));
     cluster.split_writes = true;
@@ -61,7 +75,7 @@ fn run(seed: u64) -> usize {
         cluster.run_ms(rng.below(60));
     }
     settle(&mut cluster);
-    cluster.confirmed()
+    cluster
 }
 
 /// Some commands, to whoever takes them, stale leaders included.

@@ -136,6 +136,12 @@ impl Disk {
         group.log.iter().map(|(index, (term, _))| (*index, *term)).collect()
     }
 
+    /// The payload of a log entry of the only group cannot be read any more.
+    pub fn damage(&self, index: u64) {
+        let group = self.groups.values().next().unwrap();
+        self.reader.give_up(group.log[&index].1);
+    }
+
     pub fn hard_state(&self) -> Option<HardState> {
         self.groups.values().next()?.hard_state
     }

@@ -208,3 +208,21 @@ fn a_reader_that_fails_quarantines_the_group_and_no_other() {
     let other = cluster.host(2).status(holdfast_queue::ids::GroupId(99)).unwrap();
     assert_ne!(other.role, holdfast_replica::Role::Quarantined);
 }
+
+#[test]
+fn a_leader_that_is_quarantined_says_so_and_the_others_go_on_at_once() {
+    let config = holdfast_replica::HostConfig { cache_bytes: 0, ..Default::default() };
+    let mut cluster = Cluster::with_config(3, 11, config);
+    cluster.create(&[1, 2, 3], Some(1));
+    cluster.run_ms(50);
+    cluster.isolate(3);
+    cluster.put(1, 0..50);
+    cluster.run_ms(100);
+    cluster.members[&1].disk.damage(20);
+    cluster.heal();
+    cluster.run_until(1_000, |cluster| !cluster.members[&1].quarantined.is_empty());
+    cluster.run_until(800, |cluster| cluster.leading() == Some(2));
+    cluster.run_ms(500);
+    assert_eq!(cluster.ledger(2).numbers().len(), 50);
+    assert_eq!(cluster.ledger(3), cluster.ledger(2));
+}

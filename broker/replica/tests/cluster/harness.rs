@@ -88,6 +88,8 @@ pub struct Cluster {
     /// A sync covers only a part of the batches that wait.
     pub split_writes: bool,
     pub sent: u64,
+    /// A checksum of all that was sent.
+    pub transcript: u32,
     /// Envelopes sent, by kind.
     pub kinds: BTreeMap<&'static str, u64>,
     flights: BTreeMap<(Instant, u64), (u64, u64, Bytes)>,
@@ -113,6 +115,7 @@ impl Cluster {
             loss_percent: 0,
             split_writes: false,
             sent: 0,
+            transcript: 0,
             kinds: BTreeMap::new(),
             flights: BTreeMap::new(),
             sequence: 0,
@@ -199,6 +202,7 @@ impl Cluster {
     /// Calls a host and carries out what comes of it.
     pub fn with<T>(&mut self, id: u64, call: impl FnOnce(&mut Host<Ledger, Reader>, Instant) -> T) -> T {
         let now = self.now;
+        self.host(id).set_time(now);
         let result = call(self.host(id), now);
         self.pump(id);
         result
@@ -354,6 +358,7 @@ impl Cluster {
 
     fn send(&mut self, from: u64, to: u64, bytes: Bytes) {
         self.sent += 1;
+        self.transcript = crc32c::crc32c_append(self.transcript, &bytes);
         if self.cut.contains(&(from, to)) || self.rng.percent(self.loss_percent) {
             return;
         }

@@ -37,6 +37,16 @@ fn a_proposal_wakes_the_group_and_it_rests_again() {
 }
 
 #[test]
+fn asking_a_quiesced_leader_for_its_lease_brings_the_lease_back() {
+    let mut cluster = quiesced(10);
+    cluster.run_ms(10_000);
+    assert!(!cluster.may_emit(1));
+    cluster.pump(1);
+    cluster.run_ms(10);
+    assert!(cluster.may_emit(1));
+}
+
+#[test]
 fn a_quiesced_group_whose_leader_dies_elects_another() {
     let mut cluster = quiesced(3);
     cluster.run_ms(10_000);
