@@ -36,12 +36,7 @@ impl<R: EntryReader> Member<R> {
     /// Sends a message to a member with this round's frame.
     pub(crate) fn send(&mut self, to: MemberId, message: PeerMessage) {
         let me = self.me();
-        match message {
-            PeerMessage::Envelope(_) | PeerMessage::Heartbeat(_) => {
-                self.peers.send(to, &message, &mut self.outputs);
-            }
-            _ => self.peers.send_or_relay(me, to, &message, &mut self.outputs),
-        }
+        self.peers.send_or_relay(me, to, &message, &mut self.outputs);
     }
 
     /// Passes messages on to a member that their sender cannot reach, or takes them in where they arrive.
@@ -53,9 +48,8 @@ impl<R: EntryReader> Member<R> {
             return;
         }
         for message in Frame::new(messages).map_while(Result::ok) {
-            match message {
-                PeerMessage::Relay { .. } | PeerMessage::Envelope(_) | PeerMessage::Heartbeat(_) => {}
-                message => self.peer_message(from, message),
+            if !matches!(message, PeerMessage::Relay { .. }) {
+                self.peer_message(from, message);
             }
         }
     }
@@ -207,8 +201,7 @@ impl<R: EntryReader> Member<R> {
             let write_age_ms = self.oldest_write_age_ms();
             let ready = self.ready();
             let members: Vec<MemberId> = self.peers.iter().map(|(member, _)| member).collect();
-            let heard = self.peers.iter().filter(|(_, peer)| !peer.suspected);
-            let hears: Vec<MemberId> = heard.map(|(member, _)| member).collect();
+            let hears: Vec<MemberId> = self.peers.linked_and_heard().collect();
             for member in members {
                 let heartbeat = Heartbeat { boot: self.boot, hears: hears.clone(), write_age_ms, ready };
                 self.send(member, PeerMessage::Heartbeat(heartbeat));

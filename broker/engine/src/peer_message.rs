@@ -32,7 +32,7 @@ pub(crate) struct Hello {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Heartbeat {
     pub boot: BootId,
-    /// Members that the sender hears, so that others can reach them through it.
+    /// Members that the sender is linked with and hears, so that others can reach them through it.
     pub hears: Vec<MemberId>,
     /// Age of the oldest journal write that is not finished, ms.
     pub write_age_ms: u64,

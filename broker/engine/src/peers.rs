@@ -132,6 +132,8 @@ impl Peers {
         }
         if other.is_none() {
             peer.link_lost = Some(now);
+            // If there is a way through a third member, this shows it before anybody is suspected.
+            self.next_heartbeat = now;
         }
         Some(member)
     }
@@ -140,6 +142,7 @@ impl Peers {
     pub(crate) fn heard(&mut self, member: MemberId, boot: BootId, now: Instant) -> Option<PeerChange> {
         let peer = self.peers.get_mut(&member)?;
         peer.last_heard = now;
+        peer.link_lost = None;
         let fresh_boot = peer.boot != boot;
         if fresh_boot {
             self.boots.remove(&peer.boot);
@@ -187,8 +190,13 @@ impl Peers {
         self.is_linked(member) || self.way_to(member).is_some()
     }
 
-    /// Queues a message for a member that may be out of direct reach (design §3.4: through a third member). Raft's own
-    /// messages and heartbeats never take that way: they say who can talk to whom.
+    /// Members that can be reached through this one.
+    pub(crate) fn linked_and_heard(&self) -> impl Iterator<Item = MemberId> + '_ {
+        let linked = self.peers.iter().filter(|(_, peer)| peer.link.is_some() && !peer.suspected);
+        linked.map(|(member, _)| *member)
+    }
+
+    /// Queues a message for a member that may be out of direct reach: then it goes through a third member (design §3.4).
     pub(crate) fn send_or_relay(
         &mut self,
         from: MemberId,

@@ -131,6 +131,29 @@ fn without_a_majority_nothing_is_confirmed() {
 }
 
 #[test]
+fn a_home_that_cannot_reach_the_leader_talks_to_it_through_a_third_member() {
+    let mut cluster = Cluster::ready(3);
+    let mut setup = cluster.client(0);
+    setup.declare(&mut cluster, "q");
+    let (here, _, leader) = others(&cluster);
+    let mut client = cluster.client(here);
+    client.confirm_select(&mut cluster);
+    client.publish(&mut cluster, "q", "before");
+    client.wait_confirmed(&mut cluster, 1);
+    cluster.cut(here, leader);
+    client.publish(&mut cluster, "q", "after");
+    client.wait_confirmed(&mut cluster, 2);
+    assert_eq!(client.get(&mut cluster, "q").map(|message| message.body).as_deref(), Some("before"));
+    cluster.run(Duration::from_secs(15));
+    assert_eq!(client.get(&mut cluster, "q").map(|message| message.body).as_deref(), Some("after"));
+    let term = |cluster: &Cluster| cluster.member(leader).host().expect("started").term(QUEUE);
+    let before = term(&cluster);
+    cluster.run(Duration::from_secs(15));
+    assert_eq!(term(&cluster), before, "terms do not climb");
+    client.declare(&mut cluster, "another");
+}
+
+#[test]
 fn shutting_down_hands_leaderships_over_and_tells_clients() {
     let mut cluster = Cluster::ready(3);
     let mut client = cluster.client(0);

@@ -10,6 +10,7 @@ use holdfast_wire::{FieldTable, Method};
 #[test]
 fn blank_members_become_a_cluster_and_bootstrap_is_idempotent_by_id() {
     let mut cluster = Cluster::ready(3);
+    assert!(cluster.now.0 < 3_000_000, "ready only after {} µs", cluster.now.0 - 1_000_000);
     assert!(cluster.bootstrap("c1").is_ok());
     assert!(cluster.bootstrap("c2").is_err());
     let leader = cluster.leader_of(GroupId::META).expect("group 0 is led");
@@ -175,6 +176,21 @@ fn purge_and_delete_tell_how_much_went_and_a_deleted_queue_cancels_its_consumers
     for at in 0..3 {
         assert!(cluster.member(at).host().expect("started").key(group).is_none(), "the replica is gone");
     }
+}
+
+#[test]
+fn a_message_of_100_mib_passes_and_small_ones_follow() {
+    let mut cluster = Cluster::ready(3);
+    let mut client = cluster.client(1);
+    client.declare(&mut cluster, "q");
+    client.confirm_select(&mut cluster);
+    let large = "x".repeat(100 << 20);
+    client.publish_in_frames(&mut cluster, "q", &large);
+    client.publish(&mut cluster, "q", "small");
+    client.wait_confirmed(&mut cluster, 2);
+    let mut reader = cluster.client(2);
+    assert_eq!(reader.get(&mut cluster, "q").map(|message| message.body == large), Some(true));
+    assert_eq!(reader.get(&mut cluster, "q").map(|message| message.body).as_deref(), Some("small"));
 }
 
 #[test]

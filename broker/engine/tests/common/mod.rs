@@ -65,6 +65,8 @@ pub struct Cluster {
     members: Vec<Option<Running>>,
     /// Both ends of each link: (member, link) on one side and on the other.
     links: BTreeMap<(usize, LinkId), (usize, LinkId)>,
+    /// Pairs of members that cannot reach each other.
+    cuts: Vec<(usize, usize)>,
     next_link: u64,
     next_conn: u64,
     inputs: VecDeque<(usize, Input)>,
@@ -90,6 +92,7 @@ impl Cluster {
             now: Instant(1_000_000),
             members: Vec::new(),
             links: BTreeMap::new(),
+            cuts: Vec::new(),
             next_link: 0,
             next_conn: 0,
             inputs: VecDeque::new(),
@@ -183,6 +186,18 @@ impl Cluster {
         self.links.retain(|(member, _), _| *member != at);
     }
 
+    /// Breaks the links of two members, for good.
+    pub fn cut(&mut self, one: usize, other: usize) {
+        self.cuts.extend([(one, other), (other, one)]);
+        let cut = |near: usize, far: usize| (near == one && far == other) || (near == other && far == one);
+        let ends: Vec<_> =
+            self.links.iter().filter(|((near, _), (far, _))| cut(*near, *far)).map(|(end, _)| *end).collect();
+        for (member, link) in ends {
+            self.links.remove(&(member, link));
+            self.inputs.push_back((member, Input::LinkDown { link, reason: "cut".into() }));
+        }
+    }
+
     /// Lets everything happen that can happen now.
     pub fn settle(&mut self) {
         loop {
@@ -266,6 +281,7 @@ impl Cluster {
         for wanted in wanted {
             let Some(to) = (0..self.members.len()).find(|to| address(*to) == wanted) else { continue };
             if self.members[to].is_none()
+                || self.cuts.contains(&(at, to))
                 || self.links.iter().any(|((a, l), (b, _))| *a == at && *b == to && l.0 % 2 == 1)
             {
                 continue;
@@ -322,7 +338,14 @@ impl Cluster {
         let conn = ConnId(self.next_conn);
         let (peer, plain_port) = (format!("client {}", conn.0), true);
         self.inputs.push_back((at, Input::ClientConnected { conn, peer, tls_subject: None, plain_port }));
-        Client { at, conn, decoder: FrameDecoder::new(), frames: VecDeque::new(), started: false }
+        Client {
+            at,
+            conn,
+            decoder: FrameDecoder::new(),
+            frames: VecDeque::new(),
+            confirmed: 0,
+            single: Default::default(),
+        }
     }
 }
 
@@ -340,7 +363,9 @@ pub struct Client {
     pub conn: ConnId,
     decoder: FrameDecoder,
     frames: VecDeque<Frame>,
-    started: bool,
+    /// All up to this one are confirmed, and these.
+    confirmed: u64,
+    single: std::collections::BTreeSet<u64>,
 }
 
 pub fn short(text: &str) -> ShortStr {
@@ -427,7 +452,7 @@ impl Client {
         let tune = self.call(cluster, 0, start_ok);
         let Method::ConnectionTune { channel_max, frame_max, .. } = tune else { return tune };
         self.send(cluster, 0, Method::ConnectionTuneOk { channel_max, frame_max, heartbeat_s: 0 });
-        self.started = true;
+
         self.call(cluster, 0, Method::ConnectionOpen { virtual_host: short(vhost) })
     }
 
@@ -455,6 +480,20 @@ impl Client {
         self.send_bytes(cluster, publish_frames(exchange, key, mandatory, body));
     }
 
+    /// A message of any size.
+    pub fn publish_in_frames(&mut self, cluster: &mut Cluster, queue: &str, body: &str) {
+        let mut out = BytesMut::new();
+        let (exchange, routing_key) = (short(""), short(queue));
+        Method::BasicPublish { exchange, routing_key, mandatory: false, immediate: false }.encode(1, &mut out);
+        ContentHeader::encode(1, body.len() as u64, &[0x10, 0, 2], &mut out);
+        for piece in holdfast_wire::body_frames(&Bytes::copy_from_slice(body.as_bytes()), 131_072) {
+            holdfast_wire::write_body_frame(1, piece.len(), &mut out);
+            out.extend_from_slice(&piece);
+            holdfast_wire::write_frame_end(&mut out);
+        }
+        self.send_bytes(cluster, out.freeze());
+    }
+
     /// All methods that are here already; contents are skipped.
     pub fn methods(&mut self, cluster: &mut Cluster) -> Vec<Method> {
         let frames = std::iter::from_fn(|| self.frame(cluster));
@@ -464,18 +503,16 @@ impl Client {
 
     /// Waits until everything up to `tag` is confirmed.
     pub fn wait_confirmed(&mut self, cluster: &mut Cluster, tag: u64) {
-        let mut confirmed = 0;
-        let mut single = std::collections::BTreeSet::new();
-        while confirmed < tag {
+        while self.confirmed < tag {
             match self.method(cluster).1 {
-                Method::BasicAck { delivery_tag, multiple: true } => confirmed = confirmed.max(delivery_tag),
+                Method::BasicAck { delivery_tag, multiple: true } => self.confirmed = self.confirmed.max(delivery_tag),
                 Method::BasicAck { delivery_tag, multiple: false } => {
-                    single.insert(delivery_tag);
+                    self.single.insert(delivery_tag);
                 }
                 other => panic!("{other:?} instead of a confirm"),
             }
-            while single.remove(&(confirmed + 1)) {
-                confirmed += 1;
+            while self.single.remove(&(self.confirmed + 1)) {
+                self.confirmed += 1;
             }
         }
     }
