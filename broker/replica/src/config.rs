@@ -65,7 +65,7 @@ impl Default for HostConfig {
             election_ticks: 12,
             quiesce_ticks: 20,
             max_append_bytes: 256 << 10,
-            max_inflight_appends: 256,
+            max_inflight_appends: 64,
             max_uncommitted_bytes: 64 << 20,
             max_apply_bytes: 4 << 20,
             checkpoint_entries: 20_000,

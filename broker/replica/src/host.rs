@@ -338,8 +338,12 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
         if self.cx.draining_until.is_some_and(|until| now >= until) {
             self.cx.draining_until = None;
         }
-        if self.cx.draining_until.is_some() || self.oldest_write_age(now) > self.cx.config.slow_disk {
+        if self.cx.draining_until.is_some() {
             self.transfer_all_away();
+        } else if self.oldest_write_age(now) > self.cx.config.slow_disk {
+            for group in self.leading_groups() {
+                self.guarded(group, |group, cx| group.leave_slow_disk(cx));
+            }
         }
     }
 

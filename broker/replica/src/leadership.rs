@@ -100,6 +100,17 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         Ok(())
     }
 
+    /// This member's disk is slow: a voter whose disk already has what this one has not takes over. Where none has, all are
+    /// slow, and handing over would only add elections.
+    pub fn leave_slow_disk(&mut self, cx: &mut Context<M::Effect>) {
+        let last = self.last();
+        let matched = |voter: &MemberId| self.raw.raft.prs().get(voter.0).map_or(0, |progress| progress.matched);
+        if self.raw.raft.raft_log.persisted < last && self.raw.raft.lead_transferee.is_none() {
+            let faster: Vec<_> = self.voters().into_iter().filter(|voter| matched(voter) == last).collect();
+            let _ = faster.into_iter().any(|voter| self.transfer(voter, cx).is_ok());
+        }
+    }
+
     /// Hands leadership to the voter that holds most of the log. False if there is none to take it.
     pub fn transfer_away(&mut self, cx: &mut Context<M::Effect>) -> bool {
         if self.raw.raft.lead_transferee.is_some() {

@@ -77,7 +77,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
             batch = Some(self.push_hard_state(cx));
         }
         if snapshot.is_some() {
-            batch = self.collect_snapshot(ready.snapshot(), cx).or(batch);
+            batch = Some(self.collect_snapshot(ready.snapshot(), cx));
         }
         for entry in ready.entries() {
             let payload = entry_payload(entry).clone();

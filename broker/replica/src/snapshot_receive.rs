@@ -42,6 +42,7 @@ pub(crate) struct Incoming<M> {
 
 /// A snapshot that is complete, between raft-rs' decision to take it and its Ready.
 pub(crate) struct Install<M> {
+    index: u64,
     machine: M,
     machine_bytes: Bytes,
     conf: Bytes,
@@ -178,6 +179,11 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
     /// Everything is here: raft-rs decides whether it still wants it.
     fn step_snapshot(&mut self, cx: &mut Context<M::Effect>) {
         let Some(incoming) = self.incoming.take() else { return };
+        if self.install.is_some() {
+            // Another one was taken a moment ago and is about to be written.
+            self.answer_snapshot(incoming.from, incoming.offer.id, SnapshotState::Done, cx);
+            return;
+        }
         let (from, term, offer) = (incoming.from, incoming.term, incoming.offer);
         let (Some((machine, machine_bytes, live)), Ok(conf)) = (incoming.machine, decode_conf(&offer.conf)) else {
             self.answer_snapshot(from, offer.id, SnapshotState::Refused, cx);
@@ -201,7 +207,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         let mut message = Message { from: from.0, to: cx.me.0, term, ..Message::default() };
         message.set_msg_type(MessageType::MsgSnapshot);
         message.set_snapshot(snapshot);
-        self.install = Some(Install { machine, machine_bytes, conf: offer.conf, live, bodies });
+        self.install = Some(Install { index, machine, machine_bytes, conf: offer.conf, live, bodies });
         let _ = self.raw.step(message);
         if self.raw.snap().is_none() {
             // raft-rs has more than this by now, or another leader.
@@ -211,9 +217,11 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
     }
 
     /// Puts the snapshot that a Ready hands out into the pending batch, and into this replica.
-    pub fn collect_snapshot(&mut self, snapshot: &Snapshot, cx: &mut Context<M::Effect>) -> Option<BatchId> {
-        let install = self.install.take()?;
+    pub fn collect_snapshot(&mut self, snapshot: &Snapshot, cx: &mut Context<M::Effect>) -> BatchId {
         let (index, term) = (snapshot.get_metadata().index, snapshot.get_metadata().term);
+        let install = self.install.take().filter(|install| install.index == index);
+        // Without the machine that belongs to it this replica must not go on; the panic quarantines it.
+        let Some(install) = install else { panic!("raft takes a snapshot at {index} that was not received") };
         let (key, conf, live) = (self.key, install.conf, install.live);
         cx.writes.push(Op::Checkpoint { key, index, term, conf, machine: install.machine_bytes });
         cx.writes.push(Op::Reset { key, index, term });
@@ -229,7 +237,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         self.note_membership();
         info!(group = %self.id, index, term, "installed a raft snapshot");
         cx.outbox.push_back(HostOutput::SnapshotInstalled { group: self.id, index });
-        Some(batch)
+        batch
     }
 
     /// Forgets a transfer whose sender fell silent.

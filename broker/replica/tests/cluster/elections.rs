@@ -269,6 +269,23 @@ fn a_leader_with_a_stalled_disk_hands_over() {
 }
 
 #[test]
+fn when_all_disks_stall_nobody_hands_over() {
+    let mut cluster = Cluster::settled(19);
+    for id in 1..=3 {
+        cluster.member(id).stalled = true;
+    }
+    cluster.put(1, 0..3);
+    cluster.run_ms(10_000);
+    for id in 1..=3 {
+        cluster.member(id).stalled = false;
+    }
+    cluster.run_ms(500);
+    assert_eq!(cluster.leading(), Some(1));
+    assert_eq!(cluster.status(1).term, 1);
+    assert_eq!(cluster.confirmed(), 3);
+}
+
+#[test]
 fn another_incarnation_is_reported_when_it_is_later_and_ignored_when_it_is_earlier() {
     let mut cluster = Cluster::settled(18);
     let mut later = key();
