@@ -156,6 +156,7 @@ async fn a_new_cluster_is_written_founded_once_and_becomes_ready() {
     assert_eq!(world.bootstraps(), 1);
     let status = world.status();
     assert_eq!(status.ready_members.as_deref(), Some("3/3"));
+    assert!(status.decisions.iter().any(|d| d.reason == "Bootstrapped"), "{:?}", status.decisions);
     assert_eq!(
         status.members.iter().filter_map(|m| m.zone.as_deref()).collect::<Vec<_>>(),
         ["zone-1", "zone-2", "zone-3"]

@@ -16,6 +16,9 @@ pub mod messagequeuecluster;
 /// The controller name of objects that name none.
 pub const DEFAULT_CONTROLLER_NAME: &str = "holdfast.dev/operator";
 
+/// Objects that are remembered at a time.
+const MEMORY_LIMIT: usize = 1000;
+
 /// What the operator was started with.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -42,6 +45,10 @@ impl Context {
     /// What is remembered about the object with this UID.
     pub fn remembered<T>(&self, uid: &str, with: impl FnOnce(&mut messagequeuecluster::Memory) -> T) -> T {
         let mut memory = self.memory.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // Objects that are gone leave their entries behind.
+        if memory.len() >= MEMORY_LIMIT && !memory.contains_key(uid) {
+            memory.clear();
+        }
         with(memory.entry(uid.to_owned()).or_default())
     }
 }

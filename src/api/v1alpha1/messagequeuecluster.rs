@@ -454,7 +454,7 @@ pub struct QuorumStatus {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct FailoverStatus {
-    /// Since the brokers that run now started.
+    /// At least so many: brokers count from their start.
     #[serde(default)]
     pub count: i64,
     /// RFC 3339.

@@ -22,7 +22,7 @@ use rustls::ClientConfig;
 use super::super::{Context, Doing, Error};
 use crate::{
     api::v1alpha1::{
-        BROKER_CONTAINER, CLUSTER_ID_ANNOTATION, FOUNDER_ANNOTATION, INPUTS_ANNOTATION, MEMBER_LABEL,
+        BROKER_CONTAINER, CLUSTER_ID_ANNOTATION, Decision, FOUNDER_ANNOTATION, INPUTS_ANNOTATION, MEMBER_LABEL,
         MessageQueueCluster, Names, SERVING_LABEL,
     },
     broker_admin::{ADMIN_PORT, AdminError, Door, Health},
@@ -36,6 +36,8 @@ pub struct Memory {
     silent_since: BTreeMap<u32, Timestamp>,
     /// When the status was last written.
     pub status_written: Option<Timestamp>,
+    /// What was done since.
+    pub unwritten: Vec<Decision>,
     /// The operator's own client certificate, and the authority it is of.
     client: Option<(KeyedCertificate, Timestamp, Arc<ClientConfig>)>,
 }

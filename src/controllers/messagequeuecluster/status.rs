@@ -41,13 +41,20 @@ pub async fn report(
     outcome: &Outcome,
     now: Timestamp,
 ) -> Result<Option<Duration>, Error> {
+    let uid = mqc.uid().unwrap_or_default();
+    for blocker in &outcome.done {
+        publish(ctx, mqc, event(EventType::Normal, &blocker.reason.to_string(), &blocker.message)).await;
+    }
+    let (done, written) = ctx.remembered(&uid, |memory| {
+        let new = outcome.done.iter().map(|b| decision(DecisionOutcome::Done, b, now.to_string()));
+        memory.unwritten.extend(new);
+        (memory.unwritten.clone(), memory.status_written)
+    });
     let before = mqc.status_or_default();
-    let after = next(mqc, validation, observed, plan, outcome, now);
+    let after = next(mqc, validation, observed, plan, outcome, &done, now);
     if before == after {
         return Ok(None);
     }
-    let uid = mqc.uid().unwrap_or_default();
-    let written = ctx.remembered(&uid, |memory| memory.status_written);
     let waited = written.map(|at| now.duration_since(at).unsigned_abs());
     if let Some(waited) = waited.filter(|waited| *waited < WRITE_INTERVAL && !is_urgent(&before, &after)) {
         return Ok(Some(WRITE_INTERVAL - waited));
@@ -64,13 +71,21 @@ pub async fn report(
         Err(kube::Error::Api(status)) if status.code == 404 => return Ok(None),
         other => other.doing(|| format!("cannot write the status of {}", mqc.name_any()))?,
     };
-    ctx.remembered(&uid, |memory| memory.status_written = Some(now));
-    for event in events(&before, &after, outcome) {
-        if let Err(error) = ctx.recorder.publish(&event, &mqc.object_ref(&())).await {
-            tracing::debug!(%error, "cannot publish an Event");
-        }
+    ctx.remembered(&uid, |memory| {
+        memory.status_written = Some(now);
+        memory.unwritten.clear();
+    });
+    for event in events(&before, &after) {
+        publish(ctx, mqc, event).await;
     }
     Ok(None)
+}
+
+/// An Event that is lost is no reason to stop.
+async fn publish(ctx: &Context, mqc: &MessageQueueCluster, event: Event) {
+    if let Err(error) = ctx.recorder.publish(&event, &mqc.object_ref(&())).await {
+        tracing::debug!(%error, "cannot publish an Event");
+    }
 }
 
 /// Others wait for these: they are written at once.
@@ -85,13 +100,14 @@ fn is_urgent(before: &MessageQueueClusterStatus, after: &MessageQueueClusterStat
         || differs(ConditionType::Stalled)
 }
 
-/// The status after this pass. Pure.
+/// The status after this pass. Pure. `done` are decisions that were carried out and are not in the status yet.
 pub fn next(
     mqc: &MessageQueueCluster,
     validation: &Validation,
     observed: &Observed,
     plan: &Plan,
     outcome: &Outcome,
+    done: &[Decision],
     now: Timestamp,
 ) -> MessageQueueClusterStatus {
     let mut status = mqc.status_or_default();
@@ -119,7 +135,7 @@ pub fn next(
     status.ready_members = Some(format!("{ready}/{}", status.member_count));
     status.quorum = Some(quorum(observed));
     status.failovers = Some(failovers(observed, status.failovers.take().unwrap_or_default()));
-    status.decisions = decisions(&status.decisions, plan, outcome, now);
+    status.decisions = decisions(&status.decisions, plan, outcome, done, now);
     let picture = Picture {
         cluster,
         blockers: &validation.blockers,
@@ -166,35 +182,36 @@ fn quorum(observed: &Observed) -> QuorumStatus {
     }
 }
 
-/// Each member counts the failovers that it won. While some do not answer, the former figures stand.
+/// Each member counts the failovers that it won, since it started. A restart must not take the figures back, so the
+/// count only grows, and a later failover counts at least once.
 fn failovers(observed: &Observed, before: FailoverStatus) -> FailoverStatus {
-    let all_answer = observed.members.values().all(|m| m.health().is_some());
-    let count: u64 = observed.health().map(|(_, h)| h.failovers).sum();
+    let sum: u64 = observed.health().map(|(_, h)| h.failovers).sum();
     let last = observed.health().filter_map(|(_, h)| h.last_failover).max_by_key(|f| f.at_ms);
-    let last_at = last.and_then(|f| Timestamp::from_millisecond(f.at_ms as i64).ok()).map(|at| at.to_string());
-    FailoverStatus {
-        count: if all_answer { count as i64 } else { before.count.max(count as i64) },
-        last_duration_ms: last.map(|f| f.duration_ms as i64).filter(|_| last_at.is_some()).or(before.last_duration_ms),
-        last_at: last_at.or(before.last_at),
+    let last = last.and_then(|f| Some((Timestamp::from_millisecond(f.at_ms as i64).ok()?, f.duration_ms as i64)));
+    let known = before.last_at.as_ref().and_then(|at| at.parse::<Timestamp>().ok());
+    match last.filter(|(at, _)| known.is_none_or(|known| *at > known)) {
+        None => FailoverStatus { count: before.count.max(sum as i64), ..before },
+        Some((at, duration_ms)) => FailoverStatus {
+            count: (before.count + 1).max(sum as i64),
+            last_at: Some(at.to_string()),
+            last_duration_ms: Some(duration_ms),
+        },
     }
 }
 
 /// Held ones first, each with the time since when it is held; then what was done, newest first.
-fn decisions(before: &[Decision], plan: &Plan, outcome: &Outcome, now: Timestamp) -> Vec<Decision> {
-    let decision = |outcome: DecisionOutcome, blocker: &Blocker, since: String| Decision {
-        outcome,
-        reason: blocker.reason.to_string(),
-        message: blocker.message.clone(),
-        since,
-    };
+fn decisions(before: &[Decision], plan: &Plan, outcome: &Outcome, done: &[Decision], now: Timestamp) -> Vec<Decision> {
     let since = |blocker: &Blocker| {
         let same = |d: &&Decision| d.outcome == DecisionOutcome::Held && d.message == blocker.message;
         before.iter().find(same).map_or_else(|| now.to_string(), |d| d.since.clone())
     };
     let held = plan.held.iter().chain(&outcome.held).map(|b| decision(DecisionOutcome::Held, b, since(b)));
-    let done = outcome.done.iter().rev().map(|b| decision(DecisionOutcome::Done, b, now.to_string()));
-    let former = before.iter().filter(|d| d.outcome == DecisionOutcome::Done).cloned();
-    held.chain(done).chain(former).take(MAX_DECISIONS).collect()
+    let former = before.iter().filter(|d| d.outcome == DecisionOutcome::Done);
+    held.chain(done.iter().rev().chain(former).cloned()).take(MAX_DECISIONS).collect()
+}
+
+fn decision(outcome: DecisionOutcome, blocker: &Blocker, since: String) -> Decision {
+    Decision { outcome, reason: blocker.reason.to_string(), message: blocker.message.clone(), since }
 }
 
 /// Conditions that are only present while true disappear; a transition time changes with the status only.
@@ -218,24 +235,21 @@ fn whole_seconds(now: Timestamp) -> Timestamp {
     Timestamp::from_second(now.as_second()).unwrap_or(now)
 }
 
-/// What changed, as Events.
-fn events(before: &MessageQueueClusterStatus, after: &MessageQueueClusterStatus, outcome: &Outcome) -> Vec<Event> {
-    let mut events: Vec<Event> =
-        outcome.done.iter().map(|b| event(EventType::Normal, &b.reason.to_string(), &b.message)).collect();
-    for type_ in [ConditionType::Ready, ConditionType::Degraded, ConditionType::Stalled] {
-        let Some(condition) = after.condition(type_) else { continue };
-        let former = before.condition(type_);
-        let good = (type_ == ConditionType::Ready) == (condition.status == "True");
-        let changed = former.is_none_or(|f| f.status != condition.status || (!good && f.reason != condition.reason));
-        let first_words = former.is_none_or(|f| f.reason == Reason::Pending.to_string());
-        match (good, changed) {
-            (true, true) if type_ == ConditionType::Ready => {
-                events.push(event(EventType::Normal, &condition.reason, &condition.message));
-            }
-            (false, true) if !(first_words && type_ == ConditionType::Ready) => {
-                events.push(event(EventType::Warning, &condition.reason, &condition.message));
-            }
-            _ => {}
+/// What changed, as Events. Coming up for the first time is no warning; what hinders it is, by the condition Degraded.
+fn events(before: &MessageQueueClusterStatus, after: &MessageQueueClusterStatus) -> Vec<Event> {
+    let mut events = Vec::new();
+    let ready = ConditionType::Ready;
+    match (before.is(ready), after.condition(ready)) {
+        (false, Some(now)) if now.status == "True" => events.push(event(EventType::Normal, &now.reason, &now.message)),
+        (true, Some(now)) if now.status != "True" => events.push(event(EventType::Warning, &now.reason, &now.message)),
+        _ => {}
+    }
+    for type_ in [ConditionType::Degraded, ConditionType::Stalled] {
+        let Some(now) = after.condition(type_).filter(|c| c.status == "True") else { continue };
+        let said = events.iter().any(|e: &Event| e.reason == now.reason);
+        let changed = before.condition(type_).is_none_or(|f| f.status != now.status || f.reason != now.reason);
+        if changed && !said {
+            events.push(event(EventType::Warning, &now.reason, &now.message));
         }
     }
     let last = |status: &MessageQueueClusterStatus| status.failovers.clone().unwrap_or_default();
@@ -251,4 +265,52 @@ fn event(type_: EventType, reason: &str, note: &str) -> Event {
     // The API server takes 1 kB.
     let note = note.chars().take(1000).collect();
     Event { type_, reason: reason.into(), note: Some(note), action: "Reconcile".into(), secondary: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker_admin::{Failover, Health};
+
+    fn member(failovers: u64, last: Option<(u64, u64)>) -> MemberFacts {
+        let last_failover = last.map(|(at_ms, duration_ms)| Failover { at_ms, duration_ms });
+        MemberFacts {
+            answer: Some(Ok(Health { failovers, last_failover, ..Health::default() })),
+            ..MemberFacts::default()
+        }
+    }
+
+    fn seen(members: Vec<MemberFacts>) -> Observed {
+        Observed { members: (0..).zip(members).collect(), ..Observed::default() }
+    }
+
+    #[test]
+    fn a_brokers_restart_does_not_take_failovers_back() {
+        let first = failovers(
+            &seen(vec![member(2, Some((1_000, 500))), member(1, Some((2_000, 600)))]),
+            FailoverStatus::default(),
+        );
+        assert_eq!((first.count, first.last_duration_ms), (3, Some(600)));
+        let restarted = failovers(&seen(vec![member(2, Some((1_000, 500))), member(0, None)]), first.clone());
+        assert_eq!(restarted, first);
+        let another = failovers(&seen(vec![member(0, None), member(1, Some((3_000, 700)))]), restarted);
+        assert_eq!((another.count, another.last_duration_ms), (4, Some(700)));
+    }
+
+    #[test]
+    fn only_a_cluster_that_was_ready_warns_that_it_is_not() {
+        let status = |ready: &str, reason: &str| -> MessageQueueClusterStatus {
+            serde_json::from_value(json!({ "conditions": [{ "type": "Ready", "status": ready, "reason": reason,
+                "message": "", "lastTransitionTime": "2026-11-22T10:00:00Z" }] }))
+            .expect("a status")
+        };
+        let reasons = |before: &MessageQueueClusterStatus, after: &MessageQueueClusterStatus| {
+            events(before, after).iter().map(|e| e.reason.clone()).collect::<Vec<_>>()
+        };
+        let (new, coming, ready) =
+            (status("Unknown", "Pending"), status("False", "Bootstrapping"), status("True", "AllMembersReady"));
+        assert_eq!(reasons(&new, &coming), Vec::<String>::new());
+        assert_eq!(reasons(&coming, &ready), ["AllMembersReady"]);
+        assert_eq!(reasons(&ready, &status("False", "MembersNotReady")), ["MembersNotReady"]);
+    }
 }
