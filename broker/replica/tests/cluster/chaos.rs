@@ -34,11 +34,22 @@ fn nothing_confirmed_is_lost_whatever_fails() {
 #[test]
 fn equal_seeds_give_equal_lives() {
     let life = |seed| {
-        let cluster = live(seed);
+        let cluster = live(seed, 400, false);
         (cluster.transcript, cluster.sent, cluster.now)
     };
     assert_eq!(life(3), life(3));
     assert_ne!(life(3), life(4));
+}
+
+#[test]
+fn the_real_journal_finds_at_a_start_what_the_model_finds() {
+    for seed in 1_000..1_002 {
+        let mut cluster = live(seed, 120, true);
+        for id in 1..=4 {
+            cluster.crash(id);
+            cluster.restart(id);
+        }
+    }
 }
 
 fn config(rng: &mut Rng) -> HostConfig {
@@ -58,18 +69,24 @@ fn config(rng: &mut Rng) -> HostConfig {
 
 /// How many commands were confirmed.
 fn run(seed: u64) -> usize {
-    live(seed).confirmed()
+    live(seed, 400, false).confirmed()
 }
 
-fn live(seed: u64) -> Cluster {
+/// A life of so many steps; `mirror`: on real journals too.
+fn live(seed: u64, steps: u64, mirror: bool) -> Cluster {
     let mut rng = Rng::new(seed ^ 0xabcd);
     let mut cluster = Cluster::with_config(4, seed, config(&mut rng));
     cluster.split_writes = true;
+    for id in 1..=4 {
+        if mirror {
+            cluster.member(id).disk.mirror();
+        }
+    }
     cluster.create(&[1, 2, 3], Some(1));
     cluster.delay_us = (100, 100 + rng.below(20_000));
     cluster.disk_us = (100, 100 + rng.below(30_000));
     let mut next = 0;
-    for _ in 0..400 {
+    for _ in 0..steps {
         publish(&mut cluster, &mut rng, &mut next);
         disturb(&mut cluster, &mut rng);
         cluster.run_ms(rng.below(60));

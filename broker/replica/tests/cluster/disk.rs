@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use holdfast_journal::{
-    Batch, Checkpoint, EntryReader, GroupKey, HardState, Location, Op, ReadError, RecoveredEntry, RecoveredGroup,
-    Written, WrittenRecord,
+    Batch, Checkpoint, EntryReader, GroupKey, HardState, Journal, JournalConfig, Location, Op, ReadError,
+    RealFileSystem, RecoveredEntry, RecoveredGroup, Written, WrittenRecord,
 };
+use tempfile::TempDir;
 
 /// Payloads by location; those that were given up are gone at once.
 #[derive(Clone, Default)]
@@ -44,9 +45,42 @@ pub struct Disk {
     pub reader: Reader,
     groups: BTreeMap<GroupKey, Group>,
     queue: VecDeque<Batch>,
+    mirror: Option<Mirror>,
+}
+
+/// A real journal that is given the same batches, and must find the same at each start.
+struct Mirror {
+    directory: TempDir,
+    journal: Option<Journal<RealFileSystem>>,
+}
+
+impl Mirror {
+    fn open(directory: TempDir) -> (Self, Vec<RecoveredGroup>) {
+        let fs = RealFileSystem::new(directory.path()).unwrap();
+        let config = JournalConfig { segment_bytes: 64 << 10, ..JournalConfig::default() };
+        let (journal, recovered) = Journal::open(fs, config).unwrap();
+        (Self { directory, journal: Some(journal) }, recovered.groups)
+    }
 }
 
 impl Disk {
+    /// From now on every batch also goes to a real journal.
+    pub fn mirror(&mut self) {
+        self.mirror = Some(Mirror::open(tempfile::tempdir().unwrap()).0);
+    }
+
+    /// Opens the real journal again and compares what it finds.
+    pub fn check_mirror(&mut self) {
+        let Some(mut mirror) = self.mirror.take() else { return };
+        drop(mirror.journal.take());
+        let (mirror, found) = Mirror::open(mirror.directory);
+        let reader = mirror.journal.as_ref().unwrap().reader();
+        let expected: Vec<_> = self.recovered().iter().map(|group| contents(group, &self.reader)).collect();
+        let found: Vec<_> = found.iter().map(|group| contents(group, &reader)).collect();
+        assert_eq!(found, expected);
+        self.mirror = Some(mirror);
+    }
+
     pub fn submit(&mut self, batch: Batch) {
         self.queue.push_back(batch);
     }
@@ -63,6 +97,10 @@ impl Disk {
     pub fn complete_one(&mut self) -> Option<Written> {
         let batch = self.queue.pop_front()?;
         let mut written = Written { batch: batch.id, ..Written::default() };
+        if let Some(journal) = self.mirror.as_mut().and_then(|mirror| mirror.journal.as_mut()) {
+            let mirrored = journal.write(&batch).unwrap();
+            assert_eq!(mirrored.batch, written.batch);
+        }
         for op in batch.ops {
             self.apply(op, &mut written);
         }
@@ -148,6 +186,31 @@ impl Disk {
 
     pub fn bodies(&self) -> Vec<u64> {
         self.groups.values().next().map(|group| group.bodies.keys().copied().collect()).unwrap_or_default()
+    }
+}
+
+/// What was found of a group, but for where it lies.
+#[derive(Debug, PartialEq)]
+struct Contents {
+    key: GroupKey,
+    hard_state: Option<HardState>,
+    checkpoint: Option<Checkpoint>,
+    compacted: u64,
+    entries: Vec<(u64, u64, Bytes)>,
+    bodies: Vec<(u64, Bytes)>,
+}
+
+fn contents(group: &RecoveredGroup, reader: &impl EntryReader) -> Contents {
+    assert_eq!(group.corruption, None);
+    let read = |location: Location| reader.read(location).unwrap();
+    let entries = group.entries.iter().map(|entry| (entry.index, entry.term, read(entry.location)));
+    Contents {
+        key: group.key,
+        hard_state: group.hard_state,
+        checkpoint: group.checkpoint.clone(),
+        compacted: group.compacted,
+        entries: entries.collect(),
+        bodies: group.bodies.iter().map(|(index, location)| (*index, read(*location))).collect(),
     }
 }
 

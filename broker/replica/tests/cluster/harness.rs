@@ -243,6 +243,7 @@ impl Cluster {
     pub fn restart(&mut self, id: u64) {
         let (now, seed, config) = (self.now, self.seed, self.config.clone());
         let member = self.member(id);
+        member.disk.check_mirror();
         member.boot += 1;
         let boot = BootId(id * 1000 + member.boot);
         let mut host = Host::new(config, MemberId(id), seed ^ boot.0, member.disk.reader.clone(), now);
