@@ -3,7 +3,7 @@
 //! It speaks real frames through `holdfast-wire`. When its connection ends, or a reply stays out too long, it says so
 //! and the world connects it anew, to the next member.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeSet;
 
 use bytes::{Bytes, BytesMut};
 use holdfast_wire::{
@@ -19,15 +19,18 @@ const CHANNEL: u16 = 1;
 const PATIENCE_US: u64 = 15_000_000;
 /// Publishes on their way, per producer.
 const WINDOW: usize = 64;
+/// Connections that a client makes at most, to number its channels.
+const CHANNELS_PER_CLIENT: u32 = 10_000;
 /// Acks after which a consumer asks for a synchronous reply.
 const ACKS_PER_SYNC: usize = 16;
 
 /// What a client is for.
 #[derive(Clone, Debug)]
 pub enum Role {
-    /// Publishes with confirms, and again what was not confirmed when its connection ended.
+    /// Publishes with confirms. What was not confirmed when its connection ended stays unknown, and is sent again as a
+    /// new message: so the ledger tells the two apart.
     Producer {
-        /// Messages to send in all.
+        /// Messages that it wants confirmed.
         total: u64,
     },
     /// Consumes and acks; sometimes gives back, sometimes holds on for a while.
@@ -46,7 +49,7 @@ enum Stage {
 
 /// One client.
 pub struct Client {
-    /// Tells clients apart; a producer's messages carry it.
+    /// Tells clients apart.
     pub id: u32,
     /// The queue.
     pub queue: String,
@@ -61,16 +64,16 @@ pub struct Client {
     rng: Rng,
     // A producer's.
     next_number: u64,
-    unconfirmed: VecDeque<u64>,
-    to_send: VecDeque<u64>,
-    tags: BTreeMap<u64, u64>,
-    next_tag: u64,
+    confirmed: u64,
+    unconfirmed: BTreeSet<u64>,
     // A consumer's.
     partial: Option<Partial>,
     held: Vec<(u64, MessageId)>,
     acked: Vec<MessageId>,
     awaiting_sync: Vec<MessageId>,
     draining: bool,
+    /// What it did since the last look, in words.
+    pub notes: Vec<String>,
 }
 
 struct Partial {
@@ -96,15 +99,14 @@ impl Client {
             connections: 0,
             rng,
             next_number: 1,
-            unconfirmed: VecDeque::new(),
-            to_send: VecDeque::new(),
-            tags: BTreeMap::new(),
-            next_tag: 1,
+            confirmed: 0,
+            unconfirmed: BTreeSet::new(),
             partial: None,
             held: Vec::new(),
             acked: Vec::new(),
             awaiting_sync: Vec::new(),
             draining: false,
+            notes: Vec::new(),
         }
     }
 
@@ -118,7 +120,7 @@ impl Client {
     #[must_use]
     pub fn is_done(&self) -> bool {
         match self.role {
-            Role::Producer { total } => self.next_number > total && self.unconfirmed.is_empty(),
+            Role::Producer { total } => self.confirmed >= total && self.unconfirmed.is_empty(),
             Role::Consumer { .. } => self.held.is_empty() && self.acked.is_empty() && self.awaiting_sync.is_empty(),
         }
     }
@@ -137,9 +139,8 @@ impl Client {
         self.waiting_since = Some(now_us);
         self.gave_up = false;
         self.connections += 1;
-        self.tags.clear();
-        self.next_tag = 1;
-        self.to_send = self.unconfirmed.clone();
+        self.next_number = 1;
+        self.unconfirmed.clear();
         self.partial = None;
         self.held.clear();
         // Their acks may or may not have arrived: nothing is claimed about them.
@@ -291,6 +292,7 @@ impl Client {
             });
         } else {
             let durable = std::mem::take(&mut self.awaiting_sync);
+            self.notes.push(format!("acks durable: {}", summary(&durable)));
             ledger.acks_durable(&durable);
         }
     }
@@ -302,26 +304,22 @@ impl Client {
 
     fn publish_some(&mut self, now_us: u64, total: u64, ledger: &mut Ledger) {
         for _ in 0..self.rng.range(1, 6) {
-            if self.tags.len() >= WINDOW {
+            let is_enough = self.confirmed + self.unconfirmed.len() as u64 >= total;
+            if is_enough || self.unconfirmed.len() >= WINDOW {
                 return;
             }
-            let number = match self.to_send.pop_front() {
-                Some(number) => number,
-                None if self.next_number <= total => {
-                    let number = self.next_number;
-                    self.next_number += 1;
-                    self.unconfirmed.push_back(number);
-                    number
-                }
-                None => return,
-            };
-            let id = MessageId { producer: self.id, number };
+            let id = self.message(self.next_number);
+            self.unconfirmed.insert(self.next_number);
+            self.next_number += 1;
             ledger.sent(id);
             self.publish(id);
-            self.tags.insert(self.next_tag, number);
-            self.next_tag += 1;
             self.waiting_since.get_or_insert(now_us);
         }
+    }
+
+    /// A publishing channel is a producer of its own: order is promised per channel.
+    fn message(&self, number: u64) -> MessageId {
+        MessageId { producer: self.id * CHANNELS_PER_CLIENT + self.connections, number }
     }
 
     fn publish(&mut self, id: MessageId) {
@@ -340,33 +338,34 @@ impl Client {
         write_frame_end(&mut self.outgoing);
     }
 
+    /// On a fresh channel, delivery tags and numbers are the same.
     fn take_tags(&mut self, tag: u64, multiple: bool) -> Vec<u64> {
         let first = if multiple { 0 } else { tag };
-        let tags: Vec<u64> = self.tags.range(first..=tag).map(|(tag, _)| *tag).collect();
-        tags.iter().filter_map(|tag| self.tags.remove(tag)).collect()
+        let numbers: Vec<u64> = self.unconfirmed.range(first..=tag).copied().collect();
+        numbers.into_iter().filter(|number| self.unconfirmed.remove(number)).collect()
     }
 
     fn confirmed(&mut self, now_us: u64, tag: u64, multiple: bool, ledger: &mut Ledger) {
         for number in self.take_tags(tag, multiple) {
-            ledger.confirmed(MessageId { producer: self.id, number });
-            self.unconfirmed.retain(|waiting| *waiting != number);
+            ledger.confirmed(self.message(number));
+            self.confirmed += 1;
         }
-        self.waiting_since = (!self.tags.is_empty()).then_some(now_us);
+        self.waiting_since = (!self.unconfirmed.is_empty()).then_some(now_us);
     }
 
     fn refused(&mut self, tag: u64, multiple: bool, ledger: &mut Ledger) {
         for number in self.take_tags(tag, multiple) {
-            ledger.refused(MessageId { producer: self.id, number });
-            // A refused message is sent again, as an application would.
-            self.to_send.push_back(number);
+            ledger.refused(self.message(number));
         }
     }
 
     fn finish_delivery(&mut self, ledger: &mut Ledger) {
         let complete = |partial: &Partial| partial.size.is_some_and(|size| partial.body.len() as u64 >= size);
         let Some(partial) = self.partial.take_if(|partial| complete(partial)) else { return };
-        let order_id = self.id * 10_000 + self.connections;
+        let order_id = self.id * CHANNELS_PER_CLIENT + self.connections;
         if let Some(id) = ledger.delivered(order_id, &partial.body, partial.redelivered) {
+            let flag = if partial.redelivered { ", redelivered" } else { "" };
+            self.notes.push(format!("tag {}: {}.{}{flag}", partial.tag, id.producer, id.number));
             self.held.push((partial.tag, id));
         }
     }
@@ -378,6 +377,7 @@ impl Client {
             match roll {
                 0..70 => {
                     self.send(&Method::BasicAck { delivery_tag: tag, multiple: false });
+                    self.notes.push(format!("acks tag {tag}"));
                     self.acked.push(id);
                 }
                 70..75 => self.send(&Method::BasicNack { delivery_tag: tag, multiple: false, requeue: true }),
@@ -394,4 +394,9 @@ impl Client {
             }
         }
     }
+}
+
+fn summary(ids: &[MessageId]) -> String {
+    let names: Vec<String> = ids.iter().map(|id| format!("{}.{}", id.producer, id.number)).collect();
+    names.join(" ")
 }

@@ -75,7 +75,7 @@ pub struct Ledger {
 }
 
 /// The verdict over a whole run.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Verdict {
     /// Messages whose confirm was read.
     pub confirmed: u64,
@@ -136,7 +136,10 @@ impl Ledger {
         entry.delivered_first_time += u32::from(!redelivered);
         let seen = *entry;
         if seen.ack_durable {
-            self.violations.push(format!("{id:?} was delivered again after its ack was durable"));
+            let flag = if redelivered { "redelivered" } else { "new" };
+            self.violations.push(format!(
+                "{id:?} was delivered again, as {flag}, to consumer {consumer} after its ack was durable"
+            ));
         }
         if seen.sent == 0 {
             self.violations.push(format!("{id:?} was delivered but never sent"));

@@ -623,7 +623,15 @@ impl World {
         self.give(attached.member, Input::ClientWritten { conn: ConnId(connection), total })
     }
 
+    fn take_notes(&mut self, client: usize) {
+        let id = self.clients[client].id;
+        for note in std::mem::take(&mut self.clients[client].notes) {
+            self.trace.note(self.now_us, format!("c{id} {note}"));
+        }
+    }
+
     fn client_sends(&mut self, client: usize) {
+        self.take_notes(client);
         let Some(attached) = self.attached[client] else { return };
         let connection = attached.connection;
         if let Some(bytes) = self.clients[client].take_outgoing() {
