@@ -45,6 +45,10 @@ impl<R: EntryReader> Member<R> {
             Call::Consume { .. } => self.consume(conn, channel, &caller, call),
             Call::Cancel { consumer, .. } => self.cancel(conn, channel, consumer),
             Call::Get { queue, consumer, .. } => self.get(conn, channel, &caller, queue.as_str(), consumer),
+            Call::Sync => {
+                self.reply(conn, channel, Reply::Done);
+                Ok(())
+            }
             Call::SelectTx | Call::CommitTx { .. } => {
                 Err(Refusal::new(ReplyCode::NotImplemented, "transactions are not offered yet"))
             }

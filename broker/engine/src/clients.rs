@@ -347,7 +347,6 @@ impl<R: EntryReader> Member<R> {
             Request::Publish(publish) => self.publish(conn, publish),
             Request::Settle(settle) => self.settle(conn, settle),
             Request::Call { channel, call } => self.call(conn, channel, call),
-            Request::Prefetch { .. } => {}
         }
     }
 

@@ -50,7 +50,7 @@ impl Channel {
             self.confirms = Some(Confirms::new(self.published));
         }
         if !no_wait {
-            self.tell(&Method::ConfirmSelectOk {}, shared);
+            self.call(Call::Sync, Answer::Plain(Method::ConfirmSelectOk {}), false, id, shared);
         }
         Ok(())
     }
@@ -132,7 +132,7 @@ impl Channel {
                     return Err(not_implemented(&format!("prefetch_size!=0 ({prefetch_size})"), id));
                 }
                 self.prefetch(prefetch_count, global, shared);
-                self.tell(&Method::BasicQosOk {}, shared);
+                self.call(Call::Sync, Answer::Plain(Method::BasicQosOk {}), false, id, shared);
             }
             Method::BasicConsume { queue, consumer_tag, no_local, no_ack, exclusive, no_wait, arguments } => {
                 let queue = self.queue_name(queue, id)?;
@@ -150,7 +150,7 @@ impl Channel {
             }
             Method::BasicRecover { requeue: true } => {
                 self.recover(shared);
-                self.tell(&Method::BasicRecoverOk {}, shared);
+                self.call(Call::Sync, Answer::Plain(Method::BasicRecoverOk {}), false, id, shared);
             }
             Method::BasicRecoverAsync { requeue: true } => self.recover(shared),
             Method::BasicRecover { requeue: false } | Method::BasicRecoverAsync { requeue: false } => {
@@ -170,7 +170,6 @@ impl Channel {
         } else {
             self.consumer_prefetch = count;
         }
-        shared.out.request(Request::Prefetch { channel: self.id, count, global });
     }
 
     /// Enters a consumer under the client's tag, or one made here: `amq.ctag-` and what no other consumer has.

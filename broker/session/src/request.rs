@@ -45,9 +45,6 @@ pub enum Request {
     Settle(Settle),
     /// A synchronous method on a channel. Answered with [`crate::Connection::reply`].
     Call { channel: ChannelId, call: Call },
-    /// A consumer's prefetch is changed for those to come, a notice (the session itself holds deliveries back for a
-    /// limit over a whole channel). Only for listings.
-    Prefetch { channel: ChannelId, count: u16, global: bool },
 }
 
 /// The log-in mechanisms.
@@ -208,6 +205,9 @@ pub enum Call {
     Cancel { consumer: u32, tag: ShortStr },
     /// → [`Reply::Got`] or [`Reply::Empty`]. `consumer` is a number for this one delivery.
     Get { queue: ShortStr, consumer: u32, no_ack: bool },
+    /// The session has done what was asked (`basic.qos`, `basic.recover`, `confirm.select`) → [`Reply::Done`] once what
+    /// the channel settled before is durable: a client may take any synchronous reply as the proof of its acks.
+    Sync,
     /// → [`Reply::Done`], or [`Reply::Failed`] with 540 where transactions are not offered.
     SelectTx,
     /// All publishes and settlements since the last commit → [`Reply::Done`] once they are durable.

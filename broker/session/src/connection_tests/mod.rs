@@ -207,11 +207,18 @@ impl Script {
     fn settles(&mut self) -> Vec<(u32, u64, u64, u64, Outcome)> {
         let settle_of = |request| match request {
             Request::Settle(Settle { consumer, queue, first, last, outcome, .. }) => {
-                (consumer, queue, first, last, outcome)
+                Some((consumer, queue, first, last, outcome))
             }
+            Request::Call { call: Call::Sync, .. } => None,
             other => panic!("not a settlement: {other:?}"),
         };
-        self.requests().into_iter().map(settle_of).collect()
+        self.requests().into_iter().filter_map(settle_of).collect()
+    }
+
+    /// Takes the request for a synchronous reply, the only one there is, and answers it.
+    fn answer_sync(&mut self, channel: ChannelId) {
+        assert_eq!(self.requests(), [Request::Call { channel, call: Call::Sync }]);
+        self.reply(channel, Reply::Done);
     }
 
     /// Everything the client can read by now.

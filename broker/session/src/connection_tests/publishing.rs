@@ -14,6 +14,7 @@ fn publish_of(requests: &[Request]) -> &Publish {
 fn with_publishes(count: usize) -> (Script, ChannelId) {
     let (mut script, channel) = Script::with_channel();
     script.send(1, Method::ConfirmSelect { no_wait: false });
+    script.answer_sync(channel);
     assert_eq!(script.methods(), [(1, Method::ConfirmSelectOk {})]);
     for _ in 0..count {
         script.publish(1, "q");
