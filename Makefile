@@ -64,7 +64,8 @@ image: build ## the broker's and the operator's images, in target/images
 
 .PHONY: crds
 crds: ## write crds/ anew from the Rust types
-	cargo run --locked -p holdfast --bin holdfast-operator -- crds --output crds
+	cargo run --locked -p holdfast --bin holdfast-operator -- crds --output crds --chart charts/holdfast
+	HOLDFAST_REGENERATE=1 cargo test --locked -p holdfast --test crds
 
 .PHONY: cluster-up
 cluster-up: ## start the local three-zone Kubernetes

@@ -58,11 +58,7 @@ impl Brokers {
 
     async fn uris(&self) -> Result<Vec<String>> {
         let pods = self.kubernetes.broker_pods(&self.cluster).await?;
-        Ok(pods
-            .iter()
-            .filter(|pod| !pod.ip.is_empty())
-            .map(|pod| self.uri(pod))
-            .collect())
+        Ok(pods.iter().filter(|pod| !pod.ip.is_empty()).map(|pod| self.uri(pod)).collect())
     }
 
     /// The AMQP URI of one pod, vhost `/`.
@@ -78,10 +74,7 @@ impl Brokers {
     pub async fn admin(&self, pod: &Pod, path: &str) -> Result<Value> {
         let directory = self.certificates.path();
         let file = |name: &str| Path::join(directory, name).display().to_string();
-        let host = format!(
-            "{}.{}-nodes.{}.svc",
-            pod.name, self.cluster, self.kubernetes.namespace
-        );
+        let host = format!("{}.{}-nodes.{}.svc", pod.name, self.cluster, self.kubernetes.namespace);
         let resolve = format!("{host}:{ADMIN_PORT}:{}", pod.ip);
         let url = format!("https://{host}:{ADMIN_PORT}{path}");
         let (ca, cert, key) = (file("ca.crt"), file("tls.crt"), file("tls.key"));
@@ -125,14 +118,10 @@ impl Brokers {
     }
 }
 
+/// Queues are reported as `vhost/name`; the cases use the vhost `/`.
 fn leader_in_report(report: &Value, queue: &str) -> Option<String> {
+    let full_name = format!("//{queue}");
     let groups = report["groups"].as_array()?;
-    let group = groups.iter().find(|group| {
-        group["queues"].as_array().is_some_and(|queues| {
-            queues
-                .iter()
-                .any(|entry| entry["name"] == queue || entry == queue)
-        })
-    })?;
-    group["leader"].as_str().map(str::to_owned)
+    let holds = |group: &Value| group["queues"].as_array().is_some_and(|queues| queues.iter().any(|q| *q == full_name));
+    groups.iter().find(|group| holds(group))?["leader"].as_str().map(str::to_owned)
 }

@@ -38,24 +38,13 @@ struct Report {
 /// # Errors
 /// What failed, and what was lost if anything was.
 pub async fn run_demo(images: &Images, existing: bool) -> Result<()> {
-    let kubernetes = Kubernetes {
-        namespace: NAMESPACE.to_owned(),
-    };
+    let kubernetes = Kubernetes { namespace: NAMESPACE.to_owned() };
     say("installing the operator with Helm (charts/holdfast)");
     install::operator(images).await?;
     install::namespace(&kubernetes).await?;
     say("applying a MessageQueueCluster of three members over three zones");
-    let ready = install::cluster(
-        &kubernetes,
-        CLUSTER,
-        &install::three_member_cluster(CLUSTER),
-    )
-    .await?;
-    say(&format!(
-        "Ready after {:.1} s (the figure to reach is {} s)",
-        ready.as_secs_f64(),
-        READY_WITHIN.as_secs()
-    ));
+    let ready = install::cluster(&kubernetes, CLUSTER, &install::three_member_cluster(CLUSTER)).await?;
+    say(&format!("Ready after {:.1} s (the figure to reach is {} s)", ready.as_secs_f64(), READY_WITHIN.as_secs()));
 
     let brokers = Brokers::connect(&kubernetes, CLUSTER).await?;
     declare_durable_queue(&brokers.endpoints(), QUEUE, Duration::from_secs(20)).await?;
@@ -63,33 +52,18 @@ pub async fn run_demo(images: &Images, existing: bool) -> Result<()> {
         "publishing {MESSAGES} persistent 1 KiB messages at {RATE}/s through all three members, consumers acking"
     ));
     let load = Load::start(&brokers, QUEUE, 3, MESSAGES, RATE, Duration::from_secs(180));
-    load.wait_for_published(FIRST_STRIKE_AT, Duration::from_secs(60))
-        .await?;
+    load.wait_for_published(FIRST_STRIKE_AT, Duration::from_secs(60)).await?;
     // On another's cluster the process is out of reach: there both strikes delete the pod.
-    let first = if existing {
-        Strike::ForceDelete
-    } else {
-        Strike::Sigkill
-    };
+    let first = if existing { Strike::ForceDelete } else { Strike::Sigkill };
     let mut failovers = vec![strike(&load, &brokers, FIRST_STRIKE_AT, first).await?];
-    load.wait_for_published(SECOND_STRIKE_AT, Duration::from_secs(60))
-        .await?;
+    load.wait_for_published(SECOND_STRIKE_AT, Duration::from_secs(60)).await?;
     failovers.push(strike(&load, &brokers, SECOND_STRIKE_AT, Strike::ForceDelete).await?);
     let verdict = load.finish().await?;
-    kubernetes
-        .wait_for_condition(CLUSTER, "Ready", "True", Duration::from_secs(60))
-        .await?;
+    kubernetes.wait_for_condition(CLUSTER, "Ready", "True", Duration::from_secs(60)).await?;
 
-    let longest = failovers
-        .iter()
-        .map(|failover| failover.gap_elsewhere_ms)
-        .max()
-        .unwrap_or(0);
+    let longest = failovers.iter().map(|failover| failover.gap_elsewhere_ms).max().unwrap_or(0);
     print_ledger(&verdict, &failovers);
-    println!(
-        "{}",
-        kubernetes.kubectl(&["get", "mqc", "--output=wide"]).await?
-    );
+    println!("{}", kubernetes.kubectl(&["get", "mqc", "--output=wide"]).await?);
     report::write(
         "demo",
         &Report {
@@ -113,10 +87,7 @@ async fn strike(load: &Load, brokers: &Brokers, at: u64, strike: Strike) -> Resu
         Strike::Sigkill => "SIGKILL to the process of",
         Strike::ForceDelete => "force-deleting the pod of",
     };
-    say(&format!(
-        "message {at}: {how} the queue's leader, {} on node {}",
-        leader.name, leader.node
-    ));
+    say(&format!("message {at}: {how} the queue's leader, {} on node {}", leader.name, leader.node));
     let failover = load.strike(brokers, QUEUE, strike).await?;
     say(&format!(
         "{} leads now; longest gap between confirms: {} ms for clients on other members, {} ms for clients that lost their member",
@@ -166,11 +137,5 @@ pub fn say(line: &str) {
 
 /// True when `kubectl` reaches an API server.
 pub async fn api_server_answers() -> bool {
-    run(
-        "kubectl",
-        &["get", "--raw=/readyz", "--request-timeout=5s"],
-        None,
-    )
-    .await
-    .is_ok()
+    run("kubectl", &["get", "--raw=/readyz", "--request-timeout=5s"], None).await.is_ok()
 }

@@ -56,14 +56,7 @@ pub struct Load {
 impl Load {
     /// Starts producers of `total` messages together, at `rate` a second together, and consumers that ack.
     #[must_use]
-    pub fn start(
-        brokers: &Brokers,
-        queue: &str,
-        members: usize,
-        total: u64,
-        rate: u64,
-        limit: Duration,
-    ) -> Self {
+    pub fn start(brokers: &Brokers, queue: &str, members: usize, total: u64, rate: u64, limit: Duration) -> Self {
         let ledger = Arc::new(Ledger::default());
         let published = Arc::new(AtomicU64::new(0));
         let stop = Arc::new(AtomicBool::new(false));
@@ -91,22 +84,9 @@ impl Load {
                 published: published.clone(),
             };
             load.by_member.0.entry(member).or_default().push(id);
-            load.producers.push(tokio::spawn(producer.run(
-                brokers.endpoints(),
-                ledger.clone(),
-                deadline,
-            )));
-            let consumer = Consumer {
-                id,
-                member,
-                queue: queue.to_owned(),
-                prefetch: 200,
-            };
-            load.consumers.push(tokio::spawn(consumer.run(
-                brokers.endpoints(),
-                ledger.clone(),
-                stop.clone(),
-            )));
+            load.producers.push(tokio::spawn(producer.run(brokers.endpoints(), ledger.clone(), deadline)));
+            let consumer = Consumer { id, member, queue: queue.to_owned(), prefetch: 200 };
+            load.consumers.push(tokio::spawn(consumer.run(brokers.endpoints(), ledger.clone(), stop.clone())));
         }
         load
     }
@@ -141,30 +121,16 @@ impl Load {
         match strike {
             Strike::Sigkill => before.sigkill().await?,
             Strike::ForceDelete => {
-                let args = [
-                    "delete",
-                    "pod",
-                    &before.name,
-                    "--force",
-                    "--grace-period=0",
-                    "--wait=false",
-                ];
+                let args = ["delete", "pod", &before.name, "--force", "--grace-period=0", "--wait=false"];
                 brokers.kubernetes.kubectl(&args).await?;
             }
         }
         tokio::time::sleep_until((at + WATCH).into()).await;
         let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        let gap_elsewhere_ms = millis(self.ledger.longest_confirm_gap(
-            at,
-            WATCH,
-            &self.by_member.elsewhere(index),
-        ));
+        let gap_elsewhere_ms = millis(self.ledger.longest_confirm_gap(at, WATCH, &self.by_member.elsewhere(index)));
         let on_struck = self.by_member.0.get(&index).cloned().unwrap_or_default();
         let gap_on_struck_ms = millis(self.ledger.longest_confirm_gap(at, WATCH, &on_struck));
-        let after = eventually("another leader", Duration::from_secs(20), || {
-            brokers.leader_of(queue)
-        })
-        .await?;
+        let after = eventually("another leader", Duration::from_secs(20), || brokers.leader_of(queue)).await?;
         self.wait_for_return(brokers, &before).await?;
         Ok(Failover {
             strike,
@@ -177,25 +143,16 @@ impl Load {
 
     async fn index_of(&self, brokers: &Brokers, pod: &Pod) -> Result<usize> {
         let pods = brokers.kubernetes.broker_pods(&brokers.cluster).await?;
-        Ok(pods
-            .iter()
-            .position(|candidate| candidate.name == pod.name)
-            .unwrap_or(0))
+        Ok(pods.iter().position(|candidate| candidate.name == pod.name).unwrap_or(0))
     }
 
     async fn wait_for_return(&self, brokers: &Brokers, struck: &Pod) -> Result<()> {
-        eventually(
-            &format!("pod {} is Ready again", struck.name),
-            Duration::from_secs(60),
-            || async {
-                let pods = brokers.kubernetes.broker_pods(&brokers.cluster).await?;
-                let back = pods
-                    .iter()
-                    .any(|pod| pod.name == struck.name && pod.ready && !pod.terminating);
-                anyhow::ensure!(back, "it is not");
-                Ok(())
-            },
-        )
+        eventually(&format!("pod {} is Ready again", struck.name), Duration::from_secs(60), || async {
+            let pods = brokers.kubernetes.broker_pods(&brokers.cluster).await?;
+            let back = pods.iter().any(|pod| pod.name == struck.name && pod.ready && !pod.terminating);
+            anyhow::ensure!(back, "it is not");
+            Ok(())
+        })
         .await
     }
 
@@ -211,10 +168,7 @@ impl Load {
         self.stop.store(true, Ordering::Relaxed);
         for consumer in self.consumers {
             let abort = consumer.abort_handle();
-            if tokio::time::timeout(Duration::from_secs(15), consumer)
-                .await
-                .is_err()
-            {
+            if tokio::time::timeout(Duration::from_secs(15), consumer).await.is_err() {
                 abort.abort();
             }
         }

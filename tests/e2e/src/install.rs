@@ -39,10 +39,7 @@ pub async fn operator(images: &Images) -> Result<()> {
         "--wait".to_owned(),
         "--timeout=90s".to_owned(),
     ];
-    for (key, image) in [
-        ("image", &images.operator),
-        ("broker.image", &images.broker),
-    ] {
+    for (key, image) in [("image", &images.operator), ("broker.image", &images.broker)] {
         if let Some(image) = image {
             args.push(format!("--set={key}={image}"));
         }
@@ -57,19 +54,7 @@ pub async fn operator(images: &Images) -> Result<()> {
 /// What Helm printed.
 pub async fn remove_operator() -> Result<()> {
     let namespace = format!("--namespace={OPERATOR_NAMESPACE}");
-    run(
-        "helm",
-        &[
-            "uninstall",
-            RELEASE,
-            &namespace,
-            "--wait",
-            "--ignore-not-found",
-        ],
-        None,
-    )
-    .await
-    .map(|_| ())
+    run("helm", &["uninstall", RELEASE, &namespace, "--wait", "--ignore-not-found"], None).await.map(|_| ())
 }
 
 /// Makes the namespace when it is missing.
@@ -77,10 +62,7 @@ pub async fn remove_operator() -> Result<()> {
 /// # Errors
 /// What `kubectl` printed.
 pub async fn namespace(kubernetes: &Kubernetes) -> Result<()> {
-    let manifest = format!(
-        "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {}}}\n",
-        kubernetes.namespace
-    );
+    let manifest = format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {}}}\n", kubernetes.namespace);
     kubernetes.apply(&manifest).await.map(|_| ())
 }
 
@@ -102,9 +84,7 @@ pub fn three_member_cluster(name: &str) -> String {
 pub async fn cluster(kubernetes: &Kubernetes, name: &str, manifest: &str) -> Result<Duration> {
     let start = Instant::now();
     kubernetes.apply(manifest).await?;
-    kubernetes
-        .wait_for_condition(name, "Ready", "True", READY_WITHIN * 6)
-        .await?;
+    kubernetes.wait_for_condition(name, "Ready", "True", READY_WITHIN * 6).await?;
     Ok(start.elapsed())
 }
 
@@ -113,43 +93,18 @@ pub async fn cluster(kubernetes: &Kubernetes, name: &str, manifest: &str) -> Res
 /// # Errors
 /// When its pods are still there after two minutes.
 pub async fn remove_cluster(kubernetes: &Kubernetes, name: &str, volumes: bool) -> Result<()> {
-    kubernetes
-        .kubectl(&[
-            "delete",
-            "mqc",
-            name,
-            "--ignore-not-found",
-            "--wait=true",
-            "--timeout=60s",
-        ])
-        .await?;
-    eventually(
-        &format!("pods of {name} are gone"),
-        Duration::from_secs(120),
-        || async {
-            let pods = kubernetes.broker_pods(name).await?;
-            anyhow::ensure!(pods.is_empty(), "{} pods are left", pods.len());
-            Ok(())
-        },
-    )
+    kubernetes.kubectl(&["delete", "mqc", name, "--ignore-not-found", "--wait=true", "--timeout=60s"]).await?;
+    eventually(&format!("pods of {name} are gone"), Duration::from_secs(120), || async {
+        let pods = kubernetes.broker_pods(name).await?;
+        anyhow::ensure!(pods.is_empty(), "{} pods are left", pods.len());
+        Ok(())
+    })
     .await?;
     if volumes {
         let selector = format!("--selector=app.kubernetes.io/instance={name}");
-        kubernetes
-            .kubectl(&[
-                "delete",
-                "pvc,secret",
-                &selector,
-                "--wait=true",
-                "--timeout=60s",
-            ])
-            .await?;
-        if Path::new("tests/cluster/cluster").exists()
-            && std::env::var_os("HOLDFAST_EXISTING_CLUSTER").is_none()
-        {
-            run("tests/cluster/cluster", &["volumes"], None)
-                .await
-                .context("offer the released volumes again")?;
+        kubernetes.kubectl(&["delete", "pvc,secret", &selector, "--wait=true", "--timeout=60s"]).await?;
+        if Path::new("tests/cluster/cluster").exists() && std::env::var_os("HOLDFAST_EXISTING_CLUSTER").is_none() {
+            run("tests/cluster/cluster", &["volumes"], None).await.context("offer the released volumes again")?;
         }
     }
     Ok(())

@@ -42,33 +42,17 @@ pub struct Pod {
 /// When it does not end in time or fails; the error carries what it printed on stderr.
 pub async fn run(program: &str, args: &[&str], input: Option<&str>) -> Result<String> {
     let mut command = Command::new(program);
-    command
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
-    let mut child = command
-        .spawn()
-        .with_context(|| format!("start {program}"))?;
+    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut child = command.spawn().with_context(|| format!("start {program}"))?;
     let mut stdin = child.stdin.take().context("stdin")?;
     if let Some(input) = input {
-        stdin
-            .write_all(input.as_bytes())
-            .await
-            .with_context(|| format!("write to {program}"))?;
+        stdin.write_all(input.as_bytes()).await.with_context(|| format!("write to {program}"))?;
     }
     drop(stdin);
     let what = || format!("{program} {}", args.join(" "));
-    let output = tokio::time::timeout(CALL_TIMEOUT * 3, child.wait_with_output())
-        .await
-        .with_context(what)??;
+    let output = tokio::time::timeout(CALL_TIMEOUT * 3, child.wait_with_output()).await.with_context(what)??;
     if !output.status.success() {
-        bail!(
-            "{}: {}",
-            what(),
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
+        bail!("{}: {}", what(), String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
@@ -77,11 +61,7 @@ pub async fn run(program: &str, args: &[&str], input: Option<&str>) -> Result<St
 ///
 /// # Errors
 /// When the time is up: names `what` and the last reason.
-pub async fn eventually<T, F>(
-    what: &str,
-    limit: Duration,
-    mut probe: impl FnMut() -> F,
-) -> Result<T>
+pub async fn eventually<T, F>(what: &str, limit: Duration, mut probe: impl FnMut() -> F) -> Result<T>
 where
     F: Future<Output = Result<T>>,
 {
@@ -103,11 +83,7 @@ impl Kubernetes {
     /// # Errors
     /// What `kubectl` printed.
     pub async fn kubectl(&self, args: &[&str]) -> Result<String> {
-        let mut all = vec![
-            "--namespace",
-            self.namespace.as_str(),
-            "--request-timeout=30s",
-        ];
+        let mut all = vec!["--namespace", self.namespace.as_str(), "--request-timeout=30s"];
         all.extend_from_slice(args);
         run("kubectl", &all, None).await
     }
@@ -117,13 +93,7 @@ impl Kubernetes {
     /// # Errors
     /// What `kubectl` printed.
     pub async fn apply(&self, manifest: &str) -> Result<String> {
-        let args = [
-            "--namespace",
-            self.namespace.as_str(),
-            "apply",
-            "--server-side",
-            "--filename=-",
-        ];
+        let args = ["--namespace", self.namespace.as_str(), "apply", "--server-side", "--filename=-"];
         run("kubectl", &args, Some(manifest)).await
     }
 
@@ -142,9 +112,7 @@ impl Kubernetes {
     /// # Errors
     /// What `kubectl` printed.
     pub async fn broker_pods(&self, cluster: &str) -> Result<Vec<Pod>> {
-        let selector = format!(
-            "--selector=app.kubernetes.io/instance={cluster},app.kubernetes.io/component=broker"
-        );
+        let selector = format!("--selector=app.kubernetes.io/instance={cluster},app.kubernetes.io/component=broker");
         let list = self.get(&["pods", &selector]).await?;
         let items = list["items"].as_array().cloned().unwrap_or_default();
         let mut pods: Vec<Pod> = items.iter().map(Pod::from_json).collect();
@@ -158,43 +126,28 @@ impl Kubernetes {
     /// When the Secret or its key is missing.
     pub async fn secret(&self, name: &str, key: &str) -> Result<String> {
         let template = format!("--output=go-template={{{{index .data \"{key}\" | base64decode}}}}");
-        self.kubectl(&["get", "secret", name, &template])
-            .await
-            .with_context(|| format!("Secret {name}, key {key}"))
+        self.kubectl(&["get", "secret", name, &template]).await.with_context(|| format!("Secret {name}, key {key}"))
     }
 
     /// Waits for a condition of a `MessageQueueCluster`.
     ///
     /// # Errors
     /// When the time is up: prints its conditions as they stand.
-    pub async fn wait_for_condition(
-        &self,
-        cluster: &str,
-        kind: &str,
-        status: &str,
-        limit: Duration,
-    ) -> Result<Value> {
-        eventually(
-            &format!("mqc/{cluster} {kind}={status}"),
-            limit,
-            || async move {
-                let object = self.get(&["mqc", cluster]).await?;
-                let generation = &object["metadata"]["generation"];
-                let conditions = object["status"]["conditions"]
-                    .as_array()
-                    .cloned()
-                    .unwrap_or_default();
-                let found = conditions.iter().any(|condition| {
-                    condition["type"] == kind
-                        && condition["status"] == status
-                        && &object["status"]["observedGeneration"] == generation
-                });
-                if found {
-                    return Ok(object);
-                }
-                bail!("conditions are {}", describe_conditions(&conditions))
-            },
-        )
+    pub async fn wait_for_condition(&self, cluster: &str, kind: &str, status: &str, limit: Duration) -> Result<Value> {
+        eventually(&format!("mqc/{cluster} {kind}={status}"), limit, || async move {
+            let object = self.get(&["mqc", cluster]).await?;
+            let generation = &object["metadata"]["generation"];
+            let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+            let found = conditions.iter().any(|condition| {
+                condition["type"] == kind
+                    && condition["status"] == status
+                    && &object["status"]["observedGeneration"] == generation
+            });
+            if found {
+                return Ok(object);
+            }
+            bail!("conditions are {}", describe_conditions(&conditions))
+        })
         .await
     }
 }
@@ -204,13 +157,7 @@ fn describe_conditions(conditions: &[Value]) -> String {
     conditions
         .iter()
         .map(|c| {
-            format!(
-                "{}={} ({}: {})",
-                text(&c["type"]),
-                text(&c["status"]),
-                text(&c["reason"]),
-                text(&c["message"])
-            )
+            format!("{}={} ({}: {})", text(&c["type"]), text(&c["status"]), text(&c["reason"]), text(&c["message"]))
         })
         .collect::<Vec<_>>()
         .join("; ")
@@ -219,18 +166,13 @@ fn describe_conditions(conditions: &[Value]) -> String {
 impl Pod {
     fn from_json(item: &Value) -> Self {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let conditions = item["status"]["conditions"]
-            .as_array()
-            .cloned()
-            .unwrap_or_default();
+        let conditions = item["status"]["conditions"].as_array().cloned().unwrap_or_default();
         Self {
             name: text(&item["metadata"]["name"]),
             uid: text(&item["metadata"]["uid"]),
             ip: text(&item["status"]["podIP"]),
             node: text(&item["spec"]["nodeName"]),
-            ready: conditions
-                .iter()
-                .any(|c| c["type"] == "Ready" && c["status"] == "True"),
+            ready: conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True"),
             terminating: item["metadata"]["deletionTimestamp"].is_string(),
         }
     }
@@ -249,9 +191,7 @@ impl Pod {
     }
 
     fn owns(&self, pid: u32, program: &str) -> bool {
-        let read = |file: &str| {
-            std::fs::read(PathBuf::from(format!("/proc/{pid}/{file}"))).unwrap_or_default()
-        };
+        let read = |file: &str| std::fs::read(PathBuf::from(format!("/proc/{pid}/{file}"))).unwrap_or_default();
         let cgroup = String::from_utf8_lossy(&read("cgroup")).into_owned();
         let command = String::from_utf8_lossy(&read("cmdline")).into_owned();
         cgroup.contains(&self.uid) && command.contains(program)
@@ -264,13 +204,8 @@ impl Pod {
     pub async fn sigkill(&self) -> Result<()> {
         let pids = self.process_ids("holdfast-broker");
         let Some(pid) = pids.first() else {
-            bail!(
-                "no broker process of pod {} is visible on this machine",
-                self.name
-            );
+            bail!("no broker process of pod {} is visible on this machine", self.name);
         };
-        run("kill", &["-KILL", &pid.to_string()], None)
-            .await
-            .map(|_| ())
+        run("kill", &["-KILL", &pid.to_string()], None).await.map(|_| ())
     }
 }

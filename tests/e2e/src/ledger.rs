@@ -1,75 +1,14 @@
-//! The outside ledger: what clients were told, kept apart from anything the brokers say of themselves.
-//!
-//! A publish is *unknown* from the moment it was sent until its confirm arrives; one whose connection
-//! broke stays unknown unless it is sent again and confirmed. Only a confirmed message that is never
-//! delivered counts as lost. A message may be delivered as often as it was sent (its producer could not
-//! know better) and again with the `redelivered` flag; any delivery after its ack became durable is a
-//! violation. An ack is durable once a later synchronous reply on its channel has been read.
+//! The outside ledger ([`holdfast_sim::ledger`]), shared between the tasks of a real run and with the times of confirms.
 
-use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Identifies a message: its producer and the producer's own consecutive number, from 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct MessageId {
-    pub producer: u32,
-    pub number: u64,
-}
-
-/// Bytes of the head of a body: producer (4), number (8), CRC-32C of everything else (4).
-const HEAD_BYTES: usize = 16;
-
-/// A body of exactly `size_bytes` (at least the head) that names its message and proves itself whole.
-#[must_use]
-pub fn encode_body(id: MessageId, size_bytes: usize) -> Vec<u8> {
-    let mut body = Vec::with_capacity(size_bytes.max(HEAD_BYTES));
-    body.extend_from_slice(&id.producer.to_be_bytes());
-    body.extend_from_slice(&id.number.to_be_bytes());
-    body.extend_from_slice(&[0; 4]);
-    let mut filler = id.number.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ u64::from(id.producer);
-    while body.len() < size_bytes {
-        filler ^= filler << 13;
-        filler ^= filler >> 7;
-        filler ^= filler << 17;
-        body.push(filler.to_le_bytes()[0]);
-    }
-    let sum = checksum(&body);
-    body[12..16].copy_from_slice(&sum.to_be_bytes());
-    body
-}
-
-/// Reads a body back; `None` when it is torn, altered or not ours.
-#[must_use]
-pub fn decode_body(body: &[u8]) -> Option<MessageId> {
-    let producer = u32::from_be_bytes(body.get(0..4)?.try_into().ok()?);
-    let number = u64::from_be_bytes(body.get(4..12)?.try_into().ok()?);
-    let sum = u32::from_be_bytes(body.get(12..16)?.try_into().ok()?);
-    (sum == checksum(body)).then_some(MessageId { producer, number })
-}
-
-fn checksum(body: &[u8]) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c(&body[..12]), &body[HEAD_BYTES..])
-}
-
-/// What is known of one message.
-#[derive(Clone, Copy, Debug, Default)]
-struct Entry {
-    sent: u32,
-    confirmed: bool,
-    refused: bool,
-    delivered: u32,
-    delivered_first_time: u32,
-    ack_durable: bool,
-}
+pub use holdfast_sim::ledger::{MessageId, Verdict, encode_body};
 
 #[derive(Default)]
 struct State {
-    entries: BTreeMap<MessageId, Entry>,
+    ledger: holdfast_sim::ledger::Ledger,
     confirms: Vec<(Instant, u32)>,
-    last_in_order: BTreeMap<(u32, u32), u64>,
-    violations: Vec<String>,
-    confirmed: u64,
 }
 
 /// A ledger shared by all producers and consumers of one queue.
@@ -78,130 +17,54 @@ pub struct Ledger {
     state: Mutex<State>,
 }
 
-/// The verdict over a whole run.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct Verdict {
-    /// Messages whose confirm was read.
-    pub confirmed: u64,
-    /// Distinct messages that a consumer received.
-    pub consumed: u64,
-    /// Confirmed messages that nobody received.
-    pub lost: u64,
-    /// Deliveries, not flagged redelivered, beyond the number of times the message was sent.
-    pub duplicates: u64,
-    /// Publishes that were never confirmed (their fate is unknown, and both fates are right).
-    pub unknown: u64,
-    /// Broken promises other than loss, in words.
-    pub violations: Vec<String>,
-}
-
-impl Verdict {
-    /// No loss, no duplicate, no broken promise.
-    #[must_use]
-    pub fn is_clean(&self) -> bool {
-        self.lost == 0 && self.duplicates == 0 && self.violations.is_empty()
-    }
-}
-
 impl Ledger {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The message is about to be written to a socket.
     pub fn sent(&self, id: MessageId) {
-        self.lock().entries.entry(id).or_default().sent += 1;
+        self.lock().ledger.sent(id);
     }
 
     /// Its confirm was read.
     pub fn confirmed(&self, id: MessageId) {
         let mut state = self.lock();
-        let entry = state.entries.entry(id).or_default();
-        let first = !entry.confirmed;
-        entry.confirmed = true;
-        state.confirmed += u64::from(first);
+        state.ledger.confirmed(id);
         state.confirms.push((Instant::now(), id.producer));
     }
 
     /// The broker refused it with a nack.
     pub fn refused(&self, id: MessageId) {
-        self.lock().entries.entry(id).or_default().refused = true;
+        self.lock().ledger.refused(id);
     }
 
-    /// A consumer received it. `consumer` tells consumers apart for the order check.
+    /// A consumer received it.
     pub fn delivered(&self, consumer: u32, body: &[u8], redelivered: bool) -> Option<MessageId> {
-        let mut state = self.lock();
-        let Some(id) = decode_body(body) else {
-            state
-                .violations
-                .push(format!("a body of {} bytes arrived damaged", body.len()));
-            return None;
-        };
-        let entry = state.entries.entry(id).or_default();
-        entry.delivered += 1;
-        entry.delivered_first_time += u32::from(!redelivered);
-        let seen = *entry;
-        if seen.ack_durable {
-            state.violations.push(format!(
-                "{id:?} was delivered again after its ack was durable"
-            ));
-        }
-        if seen.sent == 0 {
-            state
-                .violations
-                .push(format!("{id:?} was delivered but never sent"));
-        }
-        // Order is promised per publishing channel for messages that were neither requeued nor sent twice.
-        if !redelivered && seen.sent == 1 {
-            let last = state
-                .last_in_order
-                .entry((consumer, id.producer))
-                .or_default();
-            let previous = *last;
-            *last = previous.max(id.number);
-            if id.number < previous {
-                state.violations.push(format!(
-                    "{id:?} overtook by {previous} of the same producer"
-                ));
-            }
-        }
-        Some(id)
+        self.lock().ledger.delivered(consumer, body, redelivered)
     }
 
     /// The acks of these messages are durable.
     pub fn acks_durable(&self, ids: &[MessageId]) {
-        let mut state = self.lock();
-        for id in ids {
-            state.entries.entry(*id).or_default().ack_durable = true;
-        }
+        self.lock().ledger.acks_durable(ids);
     }
 
     /// Distinct messages confirmed so far.
     #[must_use]
     pub fn confirmed_count(&self) -> u64 {
-        self.lock().confirmed
+        self.lock().ledger.confirmed_count()
     }
 
     /// True when every confirmed message was received at least once.
     #[must_use]
     pub fn all_confirmed_were_delivered(&self) -> bool {
-        self.lock()
-            .entries
-            .values()
-            .all(|entry| !entry.confirmed || entry.delivered > 0)
+        self.lock().ledger.all_confirmed_were_delivered()
     }
 
     /// The longest time without a confirm for any of `producers`, between `from` and `from + window`.
-    /// The time from the last confirm before `from` counts; a window that ends in silence counts to its end.
+    /// A window that ends in silence counts to its end.
     #[must_use]
-    pub fn longest_confirm_gap(
-        &self,
-        from: Instant,
-        window: Duration,
-        producers: &[u32],
-    ) -> Duration {
+    pub fn longest_confirm_gap(&self, from: Instant, window: Duration, producers: &[u32]) -> Duration {
         let state = self.lock();
         let end = from + window;
         let mut last = from;
@@ -222,37 +85,13 @@ impl Ledger {
     /// The verdict, to be asked when the queue has been drained.
     #[must_use]
     pub fn verdict(&self) -> Verdict {
-        let state = self.lock();
-        let entries = state.entries.values();
-        Verdict {
-            confirmed: state.confirmed,
-            consumed: entries.clone().filter(|entry| entry.delivered > 0).count() as u64,
-            lost: entries
-                .clone()
-                .filter(|entry| entry.confirmed && entry.delivered == 0)
-                .count() as u64,
-            duplicates: entries
-                .clone()
-                .map(|entry| u64::from(entry.delivered_first_time.saturating_sub(entry.sent)))
-                .sum(),
-            unknown: entries
-                .filter(|entry| !entry.confirmed && !entry.refused)
-                .count() as u64,
-            violations: state.violations.clone(),
-        }
+        self.lock().ledger.verdict()
     }
 
     /// The first few confirmed messages that nobody received, for a report.
     #[must_use]
     pub fn some_lost(&self) -> Vec<MessageId> {
-        let state = self.lock();
-        state
-            .entries
-            .iter()
-            .filter(|(_, entry)| entry.confirmed && entry.delivered == 0)
-            .map(|(id, _)| *id)
-            .take(10)
-            .collect()
+        self.lock().ledger.some_lost()
     }
 }
 
@@ -260,87 +99,10 @@ impl Ledger {
 mod tests {
     use super::*;
 
-    const ID: MessageId = MessageId {
-        producer: 3,
-        number: 77,
-    };
-
-    #[test]
-    fn a_body_names_its_message_and_any_changed_byte_is_noticed() {
-        let body = encode_body(ID, 64);
-        assert_eq!(body.len(), 64);
-        assert_eq!(decode_body(&body), Some(ID));
-        for position in 0..body.len() {
-            let mut damaged = body.clone();
-            damaged[position] ^= 1;
-            assert_eq!(decode_body(&damaged), None, "byte {position}");
-        }
-    }
-
-    #[test]
-    fn a_confirmed_message_that_never_arrives_is_lost_and_an_unknown_one_is_not() {
-        let ledger = Ledger::default();
-        ledger.sent(ID);
-        ledger.sent(MessageId { number: 78, ..ID });
-        ledger.confirmed(ID);
-        let verdict = ledger.verdict();
-        assert_eq!((verdict.lost, verdict.unknown), (1, 1));
-    }
-
-    #[test]
-    fn a_message_sent_twice_may_arrive_twice_but_not_three_times() {
-        let ledger = Ledger::default();
-        ledger.sent(ID);
-        ledger.sent(ID);
-        let body = encode_body(ID, 32);
-        ledger.delivered(0, &body, false);
-        ledger.delivered(0, &body, false);
-        assert!(ledger.verdict().is_clean());
-        ledger.delivered(0, &body, false);
-        assert_eq!(ledger.verdict().duplicates, 1);
-    }
-
-    #[test]
-    fn a_delivery_after_a_durable_ack_breaks_a_promise() {
-        let ledger = Ledger::default();
-        ledger.sent(ID);
-        let body = encode_body(ID, 32);
-        ledger.delivered(0, &body, false);
-        ledger.acks_durable(&[ID]);
-        ledger.delivered(0, &body, true);
-        assert_eq!(ledger.verdict().violations.len(), 1);
-    }
-
-    #[test]
-    fn a_message_that_is_overtaken_by_a_later_one_breaks_the_order() {
-        let ledger = Ledger::default();
-        for number in [1, 2] {
-            ledger.sent(MessageId {
-                producer: 1,
-                number,
-            });
-        }
-        for number in [2, 1] {
-            ledger.delivered(
-                0,
-                &encode_body(
-                    MessageId {
-                        producer: 1,
-                        number,
-                    },
-                    32,
-                ),
-                false,
-            );
-        }
-        assert_eq!(ledger.verdict().violations.len(), 1);
-    }
-
     #[test]
     fn silence_until_the_end_of_the_window_is_a_gap() {
         let ledger = Ledger::default();
-        let now = Instant::now();
-        let from = now - Duration::from_secs(5);
+        let from = Instant::now() - Duration::from_secs(5);
         let gap = ledger.longest_confirm_gap(from, Duration::from_secs(2), &[1]);
         assert_eq!(gap, Duration::from_secs(2));
     }

@@ -9,8 +9,8 @@ use anyhow::{Context as _, Result};
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions,
-    ConfirmSelectOptions, QueueDeclareOptions,
+    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
+    QueueDeclareOptions, QueueDeleteOptions,
 };
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
@@ -59,25 +59,18 @@ pub async fn within<T>(what: &str, call: impl Future<Output = lapin::Result<T>>)
         .with_context(|| what.to_owned())
 }
 
-/// Declares a durable queue, trying again until `deadline`.
+/// Declares a durable queue with nothing in it from an earlier run, trying again until `deadline`.
 ///
 /// # Errors
 /// The last error when the time has run out.
-pub async fn declare_durable_queue(
-    endpoints: &Endpoints,
-    queue: &str,
-    deadline: Duration,
-) -> Result<()> {
+pub async fn declare_durable_queue(endpoints: &Endpoints, queue: &str, deadline: Duration) -> Result<()> {
     let end = Instant::now() + deadline;
     loop {
         let attempt = async {
             let connection = connect(endpoints, 0).await?;
             let channel = within("channel.open", connection.create_channel()).await?;
-            let declare = channel.queue_declare(
-                queue.into(),
-                QueueDeclareOptions::durable(),
-                FieldTable::default(),
-            );
+            within("queue.delete", channel.queue_delete(queue.into(), QueueDeleteOptions::default())).await?;
+            let declare = channel.queue_declare(queue.into(), QueueDeclareOptions::durable(), FieldTable::default());
             within("queue.declare", declare).await?;
             within("connection.close", connection.close(200, "done".into())).await
         };
@@ -112,32 +105,20 @@ impl Producer {
     ///
     /// # Errors
     /// When `deadline` passes first: says how many are still unconfirmed and why the last connection ended.
-    pub async fn run(
-        self,
-        endpoints: Endpoints,
-        ledger: Arc<Ledger>,
-        deadline: Instant,
-    ) -> Result<()> {
-        let mut progress = Progress {
-            next: 1,
-            resend: VecDeque::new(),
-        };
+    pub async fn run(self, endpoints: Endpoints, ledger: Arc<Ledger>, deadline: Instant) -> Result<()> {
+        let mut progress = Progress { next: 1, resend: VecDeque::new() };
         let start = Instant::now();
         let mut last_error = None;
         loop {
             let time_left = deadline.saturating_duration_since(Instant::now());
-            let attempt = tokio::time::timeout(
-                time_left,
-                self.one_connection(&endpoints, &ledger, &mut progress, start),
-            )
-            .await;
+            let attempt =
+                tokio::time::timeout(time_left, self.one_connection(&endpoints, &ledger, &mut progress, start)).await;
             match attempt {
                 Ok(Ok(())) => return Ok(()),
                 Ok(Err(error)) => last_error = Some(error),
                 Err(_) => {
                     let unsent = self.total + 1 - progress.next;
-                    let why =
-                        last_error.map_or_else(|| "none".to_owned(), |error| format!("{error:#}"));
+                    let why = last_error.map_or_else(|| "none".to_owned(), |error| format!("{error:#}"));
                     anyhow::bail!(
                         "producer {}: time is up, {unsent} unsent and {} unconfirmed; last connection error: {why}",
                         self.id,
@@ -158,11 +139,7 @@ impl Producer {
     ) -> Result<()> {
         let connection = connect(endpoints, self.member).await?;
         let channel = within("channel.open", connection.create_channel()).await?;
-        within(
-            "confirm.select",
-            channel.confirm_select(ConfirmSelectOptions::default()),
-        )
-        .await?;
+        within("confirm.select", channel.confirm_select(ConfirmSelectOptions::default())).await?;
         let mut pending = FuturesUnordered::new();
         // Everything on its way stays in `resend` until it is confirmed, so that dropping this future loses nothing.
         let mut to_send: VecDeque<u64> = progress.resend.iter().copied().collect();
@@ -172,13 +149,7 @@ impl Producer {
                 None if progress.next <= self.total => Some(progress.next),
                 None => None,
             };
-            let due = number.map(|number| {
-                if to_send.is_empty() {
-                    self.due(start, number)
-                } else {
-                    Instant::now()
-                }
-            });
+            let due = number.map(|number| if to_send.is_empty() { self.due(start, number) } else { Instant::now() });
             if number.is_none() && pending.is_empty() {
                 return within("connection.close", connection.close(200, "done".into())).await;
             }
@@ -208,16 +179,8 @@ impl Producer {
         }
     }
 
-    async fn publish(
-        &self,
-        channel: &Channel,
-        ledger: &Ledger,
-        number: u64,
-    ) -> Result<lapin::PublisherConfirm> {
-        let id = MessageId {
-            producer: self.id,
-            number,
-        };
+    async fn publish(&self, channel: &Channel, ledger: &Ledger, number: u64) -> Result<lapin::PublisherConfirm> {
+        let id = MessageId { producer: self.id, number };
         let body = encode_body(id, self.body_bytes);
         ledger.sent(id);
         let properties = BasicProperties::default().with_delivery_mode(2);
@@ -238,10 +201,7 @@ impl Producer {
         number: u64,
         outcome: lapin::Result<Confirmation>,
     ) -> Result<()> {
-        let id = MessageId {
-            producer: self.id,
-            number,
-        };
+        let id = MessageId { producer: self.id, number };
         match outcome? {
             Confirmation::Ack(_) => ledger.confirmed(id),
             Confirmation::Nack(_) => ledger.refused(id),
@@ -283,11 +243,7 @@ impl Consumer {
             // A new connection is a new consumer to the order check: what its predecessor held may come again.
             let order_id = self.id * 1000 + connection_number;
             connection_number += 1;
-            if self
-                .one_connection(&endpoints, &ledger, &stop, order_id)
-                .await
-                .is_err()
-            {
+            if self.one_connection(&endpoints, &ledger, &stop, order_id).await.is_err() {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
@@ -302,11 +258,7 @@ impl Consumer {
     ) -> Result<()> {
         let connection = connect(endpoints, self.member).await?;
         let channel = within("channel.open", connection.create_channel()).await?;
-        within(
-            "basic.qos",
-            channel.basic_qos(self.prefetch, BasicQosOptions::default()),
-        )
-        .await?;
+        within("basic.qos", channel.basic_qos(self.prefetch, BasicQosOptions::default())).await?;
         let consume = channel.basic_consume(
             self.queue.as_str().into(),
             "".into(),
@@ -321,26 +273,17 @@ impl Consumer {
             match next {
                 Ok(Some(delivery)) => {
                     let delivery = delivery?;
-                    if let Some(id) =
-                        ledger.delivered(order_id, &delivery.data, delivery.redelivered)
-                    {
+                    if let Some(id) = ledger.delivered(order_id, &delivery.data, delivery.redelivered) {
                         acked.push(id);
                     }
-                    within("basic.ack", async {
-                        delivery.ack(BasicAckOptions::default()).await.map(|_| ())
-                    })
-                    .await?;
+                    within("basic.ack", async { delivery.ack(BasicAckOptions::default()).await.map(|_| ()) }).await?;
                 }
                 Ok(None) => anyhow::bail!("the consumer was cancelled"),
                 Err(_) => {}
             }
             if acked.len() >= ACKS_PER_SYNC || (idle && !acked.is_empty()) {
                 // Any synchronous reply will do; qos is harmless when it repeats the same value.
-                within(
-                    "basic.qos",
-                    channel.basic_qos(self.prefetch, BasicQosOptions::default()),
-                )
-                .await?;
+                within("basic.qos", channel.basic_qos(self.prefetch, BasicQosOptions::default())).await?;
                 ledger.acks_durable(&acked);
                 acked.clear();
             }
@@ -376,10 +319,6 @@ impl ProducersByMember {
     /// Producers that prefer another member than `member`.
     #[must_use]
     pub fn elsewhere(&self, member: usize) -> Vec<u32> {
-        self.0
-            .iter()
-            .filter(|(index, _)| **index != member)
-            .flat_map(|(_, ids)| ids.clone())
-            .collect()
+        self.0.iter().filter(|(index, _)| **index != member).flat_map(|(_, ids)| ids.clone()).collect()
     }
 }

@@ -40,12 +40,18 @@ enum Action {
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
-    let arguments = Arguments::parse();
-    let images = Images {
-        operator: arguments.operator_image,
-        broker: arguments.broker_image,
-    };
+async fn main() -> std::process::ExitCode {
+    match carry_out(Arguments::parse()).await {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("failed: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+async fn carry_out(arguments: Arguments) -> anyhow::Result<()> {
+    let images = Images { operator: arguments.operator_image, broker: arguments.broker_image };
     if let Action::List = arguments.command {
         for case in CASES {
             println!("{:16} {}", case.name, case.shows);

@@ -11,21 +11,9 @@ struct Refusal {
 }
 
 const REFUSALS: &[Refusal] = &[
-    Refusal {
-        why: "a negative number of members",
-        spec: "{members: -1, storage: {size: 1Gi}}",
-        says: "members",
-    },
-    Refusal {
-        why: "an unknown field",
-        spec: "{members: 3, storage: {size: 1Gi}, storrage: {}}",
-        says: "storrage",
-    },
-    Refusal {
-        why: "a size that is no quantity",
-        spec: "{members: 3, storage: {size: 10 gigs}}",
-        says: "size",
-    },
+    Refusal { why: "a negative number of members", spec: "{members: -1, storage: {size: 1Gi}}", says: "members" },
+    Refusal { why: "an unknown field", spec: "{members: 3, storage: {size: 1Gi}, storrage: {}}", says: "storrage" },
+    Refusal { why: "a size that is no quantity", spec: "{members: 3, storage: {size: 10 gigs}}", says: "size" },
     Refusal {
         why: "more replicas than members",
         spec: "{members: 1, storage: {size: 1Gi}, replication: {factor: 3}}",
@@ -41,20 +29,12 @@ pub(super) async fn run(context: &Context) -> Result<()> {
         );
         let answer = context.kubernetes.apply(&manifest).await;
         let Err(error) = answer else {
-            context
-                .kubernetes
-                .kubectl(&["delete", "mqc", "refused", "--ignore-not-found"])
-                .await?;
+            context.kubernetes.kubectl(&["delete", "mqc", "refused", "--ignore-not-found"]).await?;
             anyhow::bail!("{} was accepted", refusal.why);
         };
         let text = format!("{error:#}");
         println!("e2e: {}: {text}", refusal.why);
-        ensure!(
-            text.contains(refusal.says),
-            "the refusal of {} does not name {}: {text}",
-            refusal.why,
-            refusal.says
-        );
+        ensure!(text.contains(refusal.says), "the refusal of {} does not name {}: {text}", refusal.why, refusal.says);
     }
     Ok(())
 }

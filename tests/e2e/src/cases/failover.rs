@@ -32,36 +32,17 @@ pub(super) async fn leader_kill(context: &Context) -> Result<()> {
     declare_durable_queue(&brokers.endpoints(), queue, Duration::from_secs(20)).await?;
     // Each strike is watched for some seconds and the pod must be back before the next: the load outlasts them all.
     let seconds = 10 + 14 * u64::from(context.strikes);
-    let load = Load::start(
-        &brokers,
-        queue,
-        3,
-        RATE * seconds,
-        RATE,
-        Duration::from_secs(seconds * 3),
-    );
-    load.wait_for_published(RATE * 3, Duration::from_secs(60))
-        .await?;
+    let load = Load::start(&brokers, queue, 3, RATE * seconds, RATE, Duration::from_secs(seconds * 3));
+    load.wait_for_published(RATE * 3, Duration::from_secs(60)).await?;
     let mut failovers = Vec::new();
     for number in 0..context.strikes {
-        let kind = if number % 2 == 0 {
-            Strike::Sigkill
-        } else {
-            Strike::ForceDelete
-        };
+        let kind = if number % 2 == 0 { Strike::Sigkill } else { Strike::ForceDelete };
         let failover = load.strike(&brokers, queue, kind).await?;
-        println!(
-            "e2e: strike {} of {}: {failover:?}",
-            number + 1,
-            context.strikes
-        );
+        println!("e2e: strike {} of {}: {failover:?}", number + 1, context.strikes);
         failovers.push(failover);
     }
     let verdict = load.finish().await?;
-    let mut gaps: Vec<u64> = failovers
-        .iter()
-        .map(|failover| failover.gap_elsewhere_ms)
-        .collect();
+    let mut gaps: Vec<u64> = failovers.iter().map(|failover| failover.gap_elsewhere_ms).collect();
     gaps.sort_unstable();
     let rank = (gaps.len() * 19).div_ceil(20).max(1) - 1;
     let gap = gaps.get(rank).copied().unwrap_or(0);
@@ -82,10 +63,7 @@ pub(super) async fn leader_kill(context: &Context) -> Result<()> {
         },
     )?;
     ensure!(verdict.is_clean(), "the ledger is not clean: {verdict:?}");
-    ensure!(
-        gap <= GAP_FIGURE_MS,
-        "the gap of {gap} ms is over {GAP_FIGURE_MS} ms"
-    );
+    ensure!(gap <= GAP_FIGURE_MS, "the gap of {gap} ms is over {GAP_FIGURE_MS} ms");
     Ok(())
 }
 
@@ -93,16 +71,8 @@ pub(super) async fn all_killed(context: &Context) -> Result<()> {
     let brokers = context.brokers().await?;
     let queue = "all-killed";
     declare_durable_queue(&brokers.endpoints(), queue, Duration::from_secs(20)).await?;
-    let load = Load::start(
-        &brokers,
-        queue,
-        3,
-        RATE * 15,
-        RATE,
-        Duration::from_secs(120),
-    );
-    load.wait_for_published(RATE * 5, Duration::from_secs(60))
-        .await?;
+    let load = Load::start(&brokers, queue, 3, RATE * 15, RATE, Duration::from_secs(120));
+    load.wait_for_published(RATE * 5, Duration::from_secs(60)).await?;
     for pod in brokers.kubernetes.broker_pods(CLUSTER).await? {
         pod.sigkill().await?;
     }
@@ -116,54 +86,25 @@ pub(super) async fn operator_absent(context: &Context) -> Result<()> {
     let brokers = context.brokers().await?;
     let queue = "operator-absent";
     declare_durable_queue(&brokers.endpoints(), queue, Duration::from_secs(20)).await?;
-    let operator = Kubernetes {
-        namespace: OPERATOR_NAMESPACE.to_owned(),
-    };
-    operator
-        .kubectl(&["scale", "deployment", "--all", "--replicas=0"])
-        .await?;
-    eventually(
-        "the operator's pod is gone",
-        Duration::from_secs(60),
-        || async {
-            let pods = operator.get(&["pods"]).await?;
-            ensure!(
-                pods["items"].as_array().is_some_and(Vec::is_empty),
-                "it is there"
-            );
-            Ok(())
-        },
-    )
+    let operator = Kubernetes { namespace: OPERATOR_NAMESPACE.to_owned() };
+    operator.kubectl(&["scale", "deployment", "--all", "--replicas=0"]).await?;
+    eventually("the operator's pod is gone", Duration::from_secs(60), || async {
+        let pods = operator.get(&["pods"]).await?;
+        ensure!(pods["items"].as_array().is_some_and(Vec::is_empty), "it is there");
+        Ok(())
+    })
     .await?;
     let outcome = async {
-        let load = Load::start(
-            &brokers,
-            queue,
-            3,
-            RATE * 12,
-            RATE,
-            Duration::from_secs(120),
-        );
-        load.wait_for_published(RATE * 3, Duration::from_secs(60))
-            .await?;
+        let load = Load::start(&brokers, queue, 3, RATE * 12, RATE, Duration::from_secs(120));
+        load.wait_for_published(RATE * 3, Duration::from_secs(60)).await?;
         let failover = load.strike(&brokers, queue, Strike::ForceDelete).await?;
         println!("e2e: without an operator: {failover:?}");
         load.finish().await
     }
     .await;
     // The operator returns whatever happened, for the cases that follow.
-    operator
-        .kubectl(&["scale", "deployment", "--all", "--replicas=1"])
-        .await?;
-    operator
-        .kubectl(&[
-            "wait",
-            "deployment",
-            "--all",
-            "--for=condition=Available",
-            "--timeout=60s",
-        ])
-        .await?;
+    operator.kubectl(&["scale", "deployment", "--all", "--replicas=1"]).await?;
+    operator.kubectl(&["wait", "deployment", "--all", "--for=condition=Available", "--timeout=60s"]).await?;
     let verdict = outcome?;
     ensure!(verdict.is_clean(), "the ledger is not clean: {verdict:?}");
     context.brokers().await.map(|_| ())

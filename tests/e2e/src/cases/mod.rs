@@ -1,6 +1,7 @@
 //! The end-to-end cases, each a sentence of what a user may rely on. They share one operator and one cluster.
 
 mod bad_spec;
+mod chart;
 mod failover;
 mod ready;
 mod retain;
@@ -30,9 +31,7 @@ pub struct Context {
 
 impl Context {
     async fn brokers(&self) -> Result<Brokers> {
-        self.kubernetes
-            .wait_for_condition(CLUSTER, "Ready", "True", Duration::from_secs(120))
-            .await?;
+        self.kubernetes.wait_for_condition(CLUSTER, "Ready", "True", Duration::from_secs(120)).await?;
         Brokers::connect(&self.kubernetes, CLUSTER).await
     }
 }
@@ -74,6 +73,11 @@ pub const CASES: &[Case] = &[
         run: |c| Box::pin(failover::operator_absent(c)),
     },
     Case {
+        name: "chart",
+        shows: "what Helm renders is accepted by a real API server",
+        run: |c| Box::pin(chart::run(c)),
+    },
+    Case {
         name: "bad-spec",
         shows: "a bad spec is refused with what to write instead",
         run: |c| Box::pin(bad_spec::run(c)),
@@ -98,56 +102,34 @@ struct Outcome {
 /// # Errors
 /// When a case is unknown, the cluster cannot be set up, or a case fails.
 pub async fn run_cases(images: &Images, only: &[String], strikes: u32) -> Result<()> {
-    let selected: Vec<&Case> = CASES
-        .iter()
-        .filter(|case| only.is_empty() || only.iter().any(|name| name == case.name))
-        .collect();
+    let selected: Vec<&Case> =
+        CASES.iter().filter(|case| only.is_empty() || only.iter().any(|name| name == case.name)).collect();
     if selected.is_empty() || (!only.is_empty() && selected.len() != only.len()) {
         let known: Vec<&str> = CASES.iter().map(|case| case.name).collect();
         bail!("no case of that name; there are: {}", known.join(", "));
     }
-    let kubernetes = Kubernetes {
-        namespace: NAMESPACE.to_owned(),
-    };
+    let kubernetes = Kubernetes { namespace: NAMESPACE.to_owned() };
     println!("e2e: installing the operator and a cluster of three members");
     install::operator(images).await?;
     install::namespace(&kubernetes).await?;
-    let ready = install::cluster(
-        &kubernetes,
-        CLUSTER,
-        &install::three_member_cluster(CLUSTER),
-    )
-    .await?;
-    let context = Context {
-        kubernetes,
-        strikes,
-        ready,
-    };
+    let ready = install::cluster(&kubernetes, CLUSTER, &install::three_member_cluster(CLUSTER)).await?;
+    let context = Context { kubernetes, strikes, ready };
     let mut outcomes = Vec::new();
     for case in selected {
         println!("e2e: {} - {}", case.name, case.shows);
         let start = Instant::now();
         let limit = Duration::from_secs(300) + Duration::from_secs(20) * strikes;
         let result = tokio::time::timeout(limit, (case.run)(&context)).await;
-        let result = result
-            .with_context(|| format!("not done within {} s", limit.as_secs()))
-            .and_then(|inner| inner);
+        let result = result.with_context(|| format!("not done within {} s", limit.as_secs())).and_then(|inner| inner);
         let error = result.err().map(|error| format!("{error:#}"));
         let seconds = start.elapsed().as_secs_f64();
         println!(
             "e2e: {} {} in {seconds:.1} s{}",
             case.name,
             if error.is_none() { "passed" } else { "FAILED" },
-            error
-                .as_ref()
-                .map_or_else(String::new, |error| format!(": {error}"))
+            error.as_ref().map_or_else(String::new, |error| format!(": {error}"))
         );
-        outcomes.push(Outcome {
-            case: case.name,
-            passed: error.is_none(),
-            seconds,
-            error,
-        });
+        outcomes.push(Outcome { case: case.name, passed: error.is_none(), seconds, error });
     }
     let failed = outcomes.iter().filter(|outcome| !outcome.passed).count();
     report::write("e2e", &outcomes)?;

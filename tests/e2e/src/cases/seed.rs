@@ -79,23 +79,15 @@ pub(super) async fn run(context: &Context) -> Result<()> {
         pod.sigkill().await?;
     }
     println!("e2e: every broker is killed; waiting for them to come back");
-    let received = eventually(
-        "a member serves the queue",
-        Duration::from_secs(60),
-        || async {
-            let pods = brokers.kubernetes.broker_pods(CLUSTER).await?;
-            ensure!(
-                pods.iter()
-                    .all(|pod| pod.ready && !pod.process_ids("holdfast-broker").is_empty()),
-                "not every pod is Ready"
-            );
-            consume(&brokers.uri(&pods[1]), "seed", MESSAGES).await
-        },
-    )
+    let received = eventually("a member serves the queue", Duration::from_secs(60), || async {
+        let pods = brokers.kubernetes.broker_pods(CLUSTER).await?;
+        ensure!(
+            pods.iter().all(|pod| pod.ready && !pod.process_ids("holdfast-broker").is_empty()),
+            "not every pod is Ready"
+        );
+        consume(&brokers.uri(&pods[1]), "seed", MESSAGES).await
+    })
     .await?;
-    ensure!(
-        received == MESSAGES,
-        "{received} of {MESSAGES} messages came back"
-    );
+    ensure!(received == MESSAGES, "{received} of {MESSAGES} messages came back");
     Ok(())
 }
