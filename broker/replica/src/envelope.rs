@@ -145,17 +145,22 @@ impl Envelope {
     /// The bytes for the wire.
     pub fn encode(&self) -> Bytes {
         let mut out = BytesMut::with_capacity(64 + self.body_bytes());
+        self.encode_to(&mut out);
+        out.freeze()
+    }
+
+    /// Appends the bytes for the wire, about 64 and [`Envelope::body_bytes`].
+    pub fn encode_to(&self, out: &mut BytesMut) {
         out.put_u8(ENVELOPE_VERSION);
         out.put_u64_le(self.cluster);
-        put_varint(&mut out, self.key.group);
-        put_varint(&mut out, u64::from(self.key.incarnation.counter));
+        put_varint(out, self.key.group);
+        put_varint(out, u64::from(self.key.incarnation.counter));
         out.put_u64_le(self.key.incarnation.nonce);
-        put_varint(&mut out, self.term);
-        put_varint(&mut out, self.sent_at.0);
-        put_varint(&mut out, self.echo.0);
-        put_varint(&mut out, self.floor);
-        self.body.encode(&mut out);
-        out.freeze()
+        put_varint(out, self.term);
+        put_varint(out, self.sent_at.0);
+        put_varint(out, self.echo.0);
+        put_varint(out, self.floor);
+        self.body.encode(out);
     }
 
     /// Reads one whole envelope; payloads are slices of `bytes`.

@@ -282,3 +282,87 @@ impl<R: EntryReader> Storage for GroupLog<R> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Gives a location's own bytes.
+    #[derive(Clone)]
+    struct Echo;
+
+    impl EntryReader for Echo {
+        fn read(&self, location: Location) -> std::result::Result<Bytes, ReadError> {
+            Ok(location.offset.to_le_bytes().to_vec().into())
+        }
+    }
+
+    fn at(offset: u32) -> Location {
+        Location { segment: 0, offset, len: 4 }
+    }
+
+    fn log() -> GroupLog<Echo> {
+        GroupLog::new(Echo, HardState::default(), ConfState::default(), (10, 1))
+    }
+
+    fn entries(range: std::ops::Range<u64>, term: u64) -> Vec<Entry> {
+        range.map(|index| entry(index, term, vec![term as u8; 100].into())).collect()
+    }
+
+    #[test]
+    fn a_late_report_about_a_truncated_entry_changes_nothing() {
+        let mut log = log();
+        log.append(&entries(11..14, 1), BatchId(1));
+        log.append(&entries(12..13, 2), BatchId(2));
+        assert!(log.durable(11, BatchId(1), at(1)));
+        assert!(!log.durable(12, BatchId(1), at(2)));
+        assert!(!log.durable(13, BatchId(1), at(3)));
+        log.evict(12);
+        assert_eq!(log.payload(12).unwrap().unwrap(), vec![2; 100]);
+        assert!(log.durable(12, BatchId(2), at(4)));
+        assert_eq!((log.last(), log.term(12)), (12, Ok(2)));
+        assert_eq!(log.bytes(), 200);
+    }
+
+    #[test]
+    fn a_payload_leaves_memory_only_when_it_is_on_disk() {
+        let mut log = log();
+        log.append(&entries(11..12, 1), BatchId(1));
+        log.evict(11);
+        assert_eq!(log.payload(11).unwrap().unwrap(), vec![1; 100]);
+        log.durable(11, BatchId(1), at(7));
+        log.evict(11);
+        assert_eq!(log.payload(11).unwrap().unwrap(), 7u32.to_le_bytes().to_vec());
+    }
+
+    #[test]
+    fn a_range_is_cut_by_its_size_and_gives_at_least_one_entry() {
+        let mut log = log();
+        log.append(&entries(11..21, 1), BatchId(1));
+        let get = |low, high, size| log.entries(low, high, size, GetEntriesContext::empty(false));
+        assert_eq!(get(11, 21, None).unwrap().len(), 10);
+        assert_eq!(get(11, 21, Some(0)).unwrap().len(), 1);
+        assert_eq!(get(12, 21, Some(250)).unwrap().len(), 2);
+        assert_eq!(get(10, 12, None), Err(Error::Store(StorageError::Compacted)));
+        assert_eq!(get(20, 22, None), Err(Error::Store(StorageError::Unavailable)));
+    }
+
+    #[test]
+    fn compaction_keeps_the_payloads_that_are_live_and_the_term_at_the_prefix() {
+        let mut log = log();
+        log.append(&entries(11..16, 3), BatchId(1));
+        for index in 11..16 {
+            log.durable(index, BatchId(1), at(index as u32));
+        }
+        log.push_body(12, at(99));
+        log.compact(13, &[11, 12]);
+        assert_eq!((log.prefix(), log.first_index()), ((13, 3), Ok(14)));
+        assert_eq!(log.location(11), Some(at(11)));
+        // A body that was there already holds, as in the journal.
+        assert_eq!(log.location(12), Some(at(99)));
+        assert_eq!(log.location(13), None);
+        assert_eq!(log.bytes(), 200);
+        log.forget(&[11]);
+        assert!(log.payload(11).is_none());
+    }
+}

@@ -190,14 +190,15 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
             return;
         };
         let mut bodies = incoming.bodies;
-        for index in live.iter().take_while(|index| **index <= incoming.have) {
-            let Some(location) = self.log().body_location(*index) else {
+        for index in &live {
+            let here = if *index <= incoming.have { self.log().body_location(*index) } else { None };
+            let Some(location) = bodies.get(index).copied().or(here) else {
                 warn!(group = %self.id, index, "a payload that should be here is not; asking for all of them");
                 self.distrust_bodies = true;
                 self.answer_snapshot(from, offer.id, SnapshotState::Refused, cx);
                 return;
             };
-            bodies.entry(*index).or_insert(location);
+            bodies.insert(*index, location);
         }
         let (index, index_term) = (offer.index, offer.index_term);
         let metadata =
