@@ -1,6 +1,6 @@
 //! The leader's side of groups: proposals out of what homes send, and effects back to the homes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use holdfast_journal::EntryReader;
@@ -22,10 +22,12 @@ const OUTSTANDING_LIMIT: usize = 256;
 /// A group that this member leads.
 pub(crate) struct Leading {
     pub(crate) term: u64,
-    /// What this round's entry will hold.
-    entry: EntryBuilder,
+    /// What this round's entry will hold; none while nothing was collected, since a member leads many groups.
+    entry: Option<EntryBuilder>,
+    /// Size of the last entry.
+    size_hint: usize,
     /// Finished payloads that the host could not take yet.
-    refused: std::collections::VecDeque<Bytes>,
+    refused: VecDeque<Bytes>,
 }
 
 /// Groups led here, and who leads the others as far as their leaders said.
@@ -38,6 +40,17 @@ pub(crate) struct Leaderships {
     news: Vec<GroupId>,
     /// The payload that deliveries were last read from, since those of one entry come in a row.
     last_payload: Option<(GroupId, u64, Bytes)>,
+}
+
+impl Leading {
+    fn new(term: u64) -> Self {
+        Self { term, entry: None, size_hint: 0, refused: VecDeque::new() }
+    }
+
+    fn entry(&mut self) -> &mut EntryBuilder {
+        let size = self.size_hint;
+        self.entry.get_or_insert_with(|| EntryBuilder::with_capacity(size))
+    }
 }
 
 impl Leaderships {
@@ -64,9 +77,9 @@ impl<R: EntryReader> Member<R> {
         }
         let Some(leading) = self.leaderships.led.get_mut(&group) else { return };
         let pushed = if group == GroupId::META {
-            leading.entry.push_encoded::<MetaCommand>(batch)
+            leading.entry().push_encoded::<MetaCommand>(batch)
         } else {
-            leading.entry.push_encoded::<QueueCommand>(batch)
+            leading.entry().push_encoded::<QueueCommand>(batch)
         };
         if let Err(error) = pushed {
             return self
@@ -82,7 +95,7 @@ impl<R: EntryReader> Member<R> {
             return self.transient_batch(batch);
         }
         if let Some(leading) = self.leaderships.led.get_mut(&group) {
-            leading.entry.push(batch);
+            leading.entry().push(batch);
             self.leaderships.dirty.push(group);
             self.bound_entry(group);
         }
@@ -91,7 +104,7 @@ impl<R: EntryReader> Member<R> {
     /// Takes a batch of this member's own requests to the metadata.
     pub(crate) fn take_own_meta_commands(&mut self, batch: &Batch<MetaCommand>) {
         if let Some(leading) = self.leaderships.led.get_mut(&GroupId::META) {
-            leading.entry.push(batch);
+            leading.entry().push(batch);
             self.leaderships.dirty.push(GroupId::META);
         }
     }
@@ -104,7 +117,8 @@ impl<R: EntryReader> Member<R> {
     }
 
     fn bound_entry(&mut self, group: GroupId) {
-        if self.leaderships.led.get(&group).is_some_and(|leading| leading.entry.len() >= MAX_BATCH_BYTES) {
+        let full = |entry: &EntryBuilder| entry.len() >= MAX_BATCH_BYTES;
+        if self.leaderships.led.get(&group).is_some_and(|leading| leading.entry.as_ref().is_some_and(full)) {
             self.propose_entry(group);
         }
     }
@@ -124,8 +138,8 @@ impl<R: EntryReader> Member<R> {
     fn propose_entry(&mut self, group: GroupId) {
         let time_ms = self.wall_ms;
         let Some(leading) = self.leaderships.led.get_mut(&group) else { return };
-        if !leading.entry.is_empty() {
-            let entry = std::mem::take(&mut leading.entry);
+        if let Some(entry) = leading.entry.take().filter(|entry| !entry.is_empty()) {
+            leading.size_hint = entry.len().min(2 * MAX_BATCH_BYTES);
             leading.refused.push_back(entry.finish(time_ms));
         }
         self.propose_refused(group);
@@ -166,7 +180,7 @@ impl<R: EntryReader> Member<R> {
         while let Some(output) = self.host.as_mut().and_then(|host| host.poll()) {
             any = true;
             match output {
-                HostOutput::Send { to, envelope } => self.send(to, PeerMessage::Envelope(envelope.encode())),
+                HostOutput::Send { to, envelope } => self.send_envelope(to, &envelope),
                 HostOutput::Write(batch) => self.write(batch),
                 HostOutput::Applied { group, index, leading, effects, .. } => {
                     self.applied(group, index, leading, effects);
@@ -274,8 +288,7 @@ impl<R: EntryReader> Member<R> {
             self.leaderships.led.remove(&group);
             return;
         }
-        let leading = Leading { term, entry: EntryBuilder::new(), refused: Default::default() };
-        self.leaderships.led.insert(group, leading);
+        self.leaderships.led.insert(group, Leading::new(term));
         self.record_failover(group);
         if group == GroupId::META {
             self.began_to_lead_metadata(term);

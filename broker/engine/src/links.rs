@@ -1,14 +1,17 @@
 //! Frames from other members: the hello, heartbeats, and who gets what else they say.
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 use holdfast_journal::EntryReader;
 use holdfast_queue::ids::MemberId;
 use holdfast_replica::Envelope;
 
 use crate::member::Member;
-use crate::peer_message::{Frame, Heartbeat, Hello, PROTOCOL_VERSION, PeerMessage};
+use crate::peer_message::{ENVELOPE_FRAME, Frame, Heartbeat, Hello, PROTOCOL_VERSION, PeerMessage};
 use crate::peers::PeerChange;
 use crate::seam::{LinkId, LinkOrigin, Output, Severity};
+
+/// An envelope with so many bytes of entries travels in a frame of its own.
+const LARGE_BYTES: usize = 4096;
 
 impl<R: EntryReader> Member<R> {
     /// What this member says of itself.
@@ -37,6 +40,17 @@ impl<R: EntryReader> Member<R> {
     pub(crate) fn send(&mut self, to: MemberId, message: PeerMessage) {
         let me = self.me();
         self.peers.send_or_relay(me, to, &message, &mut self.outputs);
+    }
+
+    /// Sends a Raft envelope; a large one as a frame of its own, so that it is copied only once.
+    pub(crate) fn send_envelope(&mut self, to: MemberId, envelope: &Envelope) {
+        if envelope.body_bytes() < LARGE_BYTES || !self.peers.is_linked(to) {
+            return self.send(to, PeerMessage::Envelope(envelope.encode()));
+        }
+        let mut frame = BytesMut::with_capacity(128 + envelope.body_bytes());
+        frame.put_u8(ENVELOPE_FRAME);
+        envelope.encode_to(&mut frame);
+        self.peers.send_frame(to, frame.freeze(), &mut self.outputs);
     }
 
     /// Passes messages on to a member that their sender cannot reach, or takes them in where they arrive.

@@ -347,12 +347,21 @@ fn tagged(out: &mut Writer, tag: u8, fields: impl FnOnce(&mut Writer)) {
     fields(out);
 }
 
+/// The first byte of a frame whose rest is one encoded envelope; no message has this tag.
+pub(crate) const ENVELOPE_FRAME: u8 = 255;
+
 /// Reads the messages of a frame in turn; the first error ends it.
-pub(crate) struct Frame(Reader);
+pub(crate) struct Frame {
+    envelope: Option<Bytes>,
+    rest: Reader,
+}
 
 impl Frame {
     pub(crate) fn new(bytes: Bytes) -> Self {
-        Self(Reader::new(bytes))
+        if bytes.first() == Some(&ENVELOPE_FRAME) {
+            return Self { envelope: Some(bytes.slice(1..)), rest: Reader::new(Bytes::new()) };
+        }
+        Self { envelope: None, rest: Reader::new(bytes) }
     }
 }
 
@@ -360,12 +369,15 @@ impl Iterator for Frame {
     type Item = Result<PeerMessage, DecodeError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.0.remaining() == 0 {
+        if let Some(envelope) = self.envelope.take() {
+            return Some(Ok(PeerMessage::Envelope(envelope)));
+        }
+        if self.rest.remaining() == 0 {
             return None;
         }
-        let message = PeerMessage::decode(&mut self.0);
+        let message = PeerMessage::decode(&mut self.rest);
         if message.is_err() {
-            self.0 = Reader::new(Bytes::new());
+            self.rest = Reader::new(Bytes::new());
         }
         Some(message)
     }

@@ -16,6 +16,8 @@ pub(crate) const HEARTBEAT_EVERY: Duration = Duration::from_millis(150);
 pub(crate) const SUSPECT_AFTER: Duration = Duration::from_millis(600);
 /// A member whose last link broke, and that does not come back within this, is suspected.
 pub(crate) const SUSPECT_AFTER_RESET: Duration = Duration::from_millis(150);
+/// Room that is kept for the next frame at most.
+const KEPT_BYTES: usize = 64 << 10;
 /// Frames are closed at about this size.
 const FRAME_BYTES: usize = 1 << 20;
 
@@ -262,6 +264,14 @@ impl Peers {
         }
     }
 
+    /// Sends a whole frame after all that was queued before.
+    pub(crate) fn send_frame(&mut self, to: MemberId, bytes: Bytes, outputs: &mut impl Extend<Output>) {
+        let Some(peer) = self.peers.get_mut(&to) else { return };
+        let Some(link) = peer.link else { return };
+        outputs.extend(peer.take_frame());
+        outputs.extend([Output::LinkSend { link, bytes }]);
+    }
+
     /// Closes the frames of this round.
     pub(crate) fn flush(&mut self, outputs: &mut impl Extend<Output>) {
         for peer in self.peers.values_mut() {
@@ -279,7 +289,9 @@ impl Peer {
         if self.outbox.is_empty() {
             return None;
         }
-        let bytes: Bytes = std::mem::take(&mut self.outbox).into_bytes();
+        // The next frame is likely to be as large as this one.
+        let next = Writer::with_capacity(self.outbox.len().min(KEPT_BYTES));
+        let bytes: Bytes = std::mem::replace(&mut self.outbox, next).into_bytes();
         Some(Output::LinkSend { link: self.link?, bytes })
     }
 }

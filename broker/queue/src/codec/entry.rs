@@ -193,7 +193,12 @@ impl Default for EntryBuilder {
 impl EntryBuilder {
     /// An entry without batches.
     pub fn new() -> EntryBuilder {
-        let mut out = Writer::default();
+        EntryBuilder::with_capacity(0)
+    }
+
+    /// An entry without batches, with room for so many bytes.
+    pub fn with_capacity(bytes: usize) -> EntryBuilder {
+        let mut out = Writer::with_capacity(bytes);
         out.u8(ENTRY_VERSION);
         out.fixed64(0);
         EntryBuilder { out }
