@@ -54,7 +54,7 @@ impl<R: EntryReader> Member<R> {
     /// Makes the host of replicas, now that the cluster and this member's id are known.
     pub(crate) fn start_host(&mut self) {
         let Some(own) = self.identity.membership.as_ref() else { return };
-        let config = HostConfig { cluster: cluster_hash(&own.cluster_id), ..HostConfig::default() };
+        let config = HostConfig { cluster: cluster_hash(&own.cluster_id), ..self.config.replication.clone() };
         let seed = self.rng.next_u64();
         self.host = Some(Host::new(config, own.member, seed, self.reader.clone(), self.now));
     }

@@ -7,7 +7,7 @@ use holdfast_queue::AnyMachine;
 use holdfast_queue::ids::{BootId, GroupId, QueueId};
 use holdfast_queue::meta::MetaEffect;
 use holdfast_queue::time::{Duration, Instant};
-use holdfast_replica::Host;
+use holdfast_replica::{Host, HostConfig};
 
 use crate::admin_requests::AdminState;
 use crate::clients::Client;
@@ -50,6 +50,8 @@ pub struct MemberConfig {
     pub channel_max: u16,
     /// Heartbeat that is offered to clients, seconds.
     pub heartbeat_s: u16,
+    /// Limits and times of replication. `cluster` is filled in here.
+    pub replication: HostConfig,
 }
 
 impl Default for MemberConfig {
@@ -63,6 +65,7 @@ impl Default for MemberConfig {
             frame_max: 131_072,
             channel_max: 2047,
             heartbeat_s: 60,
+            replication: HostConfig::default(),
         }
     }
 }
