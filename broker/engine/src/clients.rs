@@ -355,10 +355,10 @@ impl<R: EntryReader> Member<R> {
         let hash = self.metadata().and_then(|meta| meta.user(&name)).map(|user| user.hash.clone());
         let plain_port = self.clients.get(&conn).is_some_and(|client| client.plain_port);
         let external = credentials.mechanism == Mechanism::External && !plain_port;
-        let Some(hash) = hash else { return self.logged_in(conn, false) };
         if let Some(client) = self.clients.get_mut(&conn) {
             client.user = name;
         }
+        let Some(hash) = hash else { return self.logged_in(conn, false) };
         if external {
             return self.logged_in(conn, true);
         }

@@ -47,6 +47,8 @@ pub(crate) struct HomeStream<C, P, W> {
     retained_bytes: usize,
     /// The highest number that was sent in this attachment.
     sent: u64,
+    /// The highest number that was ever sent: a group may have it, so its command never changes again.
+    ever_sent: u64,
     /// Requests without a reply, by number.
     waiting: BTreeMap<u64, W>,
     /// The leader that is talked to, and its term.
@@ -65,6 +67,7 @@ impl<C, P, W> Default for HomeStream<C, P, W> {
             retained: VecDeque::new(),
             retained_bytes: 0,
             sent: 0,
+            ever_sent: 0,
             waiting: BTreeMap::new(),
             leader: None,
             attachment: Attachment::Detached,
@@ -87,9 +90,9 @@ impl<C: Codec + Clone, P: Copy, W> HomeStream<C, P, W> {
         seq
     }
 
-    /// Lets `join` add to the last command, if that has not been sent yet.
+    /// Lets `join` add to the last command, if that was never sent.
     pub(crate) fn merge(&mut self, join: impl FnOnce(&mut C) -> bool) -> bool {
-        let unsent = self.first + self.retained.len() as u64 > self.sent + 1;
+        let unsent = self.first + self.retained.len() as u64 > self.ever_sent + 1;
         unsent && self.retained.back_mut().is_some_and(|last| join(&mut last.command))
     }
 
@@ -170,6 +173,7 @@ impl<C: Codec + Clone, P: Copy, W> HomeStream<C, P, W> {
             self.progress = now;
         }
         self.sent = sent + commands.len() as u64;
+        self.ever_sent = self.ever_sent.max(self.sent);
         Some(Batch { origin: Some(Origin { boot, first: sent + 1, answered: self.answered() }), commands })
     }
 
@@ -278,6 +282,19 @@ mod tests {
         stream.attached(5, NOW);
         assert_eq!(numbers(&stream.next_batch(BOOT, NOW).expect("the rest")), (3, 2));
         assert!(!stream.led_by(MemberId(1), 4), "an older leader is no news");
+    }
+
+    #[test]
+    fn a_command_that_may_have_arrived_takes_nothing_more_in_even_when_it_is_to_be_sent_again() {
+        let mut stream = stream();
+        stream.push(purge(1), 10, None, None);
+        assert!(stream.merge(|_| true), "not sent yet");
+        stream.next_batch(BOOT, NOW).expect("one");
+        assert!(stream.led_by(MemberId(2), 5));
+        assert!(stream.begin_attach(false, NOW));
+        stream.attached(5, NOW);
+        assert!(!stream.merge(|_| true), "the group would skip it as one that it has");
+        assert_eq!(numbers(&stream.next_batch(BOOT, NOW).expect("again")), (1, 1));
     }
 
     #[test]
