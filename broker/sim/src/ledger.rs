@@ -4,8 +4,8 @@
 //! A publish is *unknown* from the moment it was sent until its confirm arrives; one whose connection broke stays
 //! unknown unless it is sent again and confirmed. Only a confirmed message that is never delivered counts as lost. A
 //! message may be delivered as often as it was sent (its producer could not know better) and again with the
-//! `redelivered` flag; any delivery after its ack became durable is a violation. An ack is durable once a later
-//! synchronous reply on its channel has been read.
+//! `redelivered` flag; any delivery after as many acks became durable as it was sent is a violation. An ack is durable
+//! once a later synchronous reply on its channel has been read.
 
 use std::collections::BTreeMap;
 
@@ -61,7 +61,7 @@ struct Entry {
     refused: bool,
     delivered: u32,
     delivered_first_time: u32,
-    ack_durable: bool,
+    acks_durable: u32,
 }
 
 /// The ledger of one queue.
@@ -135,7 +135,7 @@ impl Ledger {
         entry.delivered += 1;
         entry.delivered_first_time += u32::from(!redelivered);
         let seen = *entry;
-        if seen.ack_durable {
+        if seen.acks_durable > 0 && seen.acks_durable >= seen.sent {
             let flag = if redelivered { "redelivered" } else { "new" };
             self.violations.push(format!(
                 "{id:?} was delivered again, as {flag}, to consumer {consumer} after its ack was durable"
@@ -159,7 +159,7 @@ impl Ledger {
     /// The acks of these messages are durable.
     pub fn acks_durable(&mut self, ids: &[MessageId]) {
         for id in ids {
-            self.entries.entry(*id).or_default().ack_durable = true;
+            self.entries.entry(*id).or_default().acks_durable += 1;
         }
     }
 
@@ -253,6 +253,21 @@ mod tests {
         ledger.sent(ID);
         let body = encode_body(ID, 32);
         ledger.delivered(0, &body, false);
+        ledger.acks_durable(&[ID]);
+        ledger.delivered(0, &body, true);
+        assert_eq!(ledger.verdict().violations.len(), 1);
+    }
+
+    #[test]
+    fn of_a_message_sent_twice_the_second_copy_may_come_after_the_first_ones_durable_ack() {
+        let mut ledger = Ledger::default();
+        ledger.sent(ID);
+        ledger.sent(ID);
+        let body = encode_body(ID, 32);
+        ledger.delivered(0, &body, false);
+        ledger.acks_durable(&[ID]);
+        ledger.delivered(0, &body, true);
+        assert!(ledger.verdict().is_clean());
         ledger.acks_durable(&[ID]);
         ledger.delivered(0, &body, true);
         assert_eq!(ledger.verdict().violations.len(), 1);
