@@ -3,7 +3,7 @@
 use holdfast_journal::EntryReader;
 use holdfast_queue::Machine;
 use holdfast_queue::ids::MemberId;
-use raft::StateRole;
+use raft::{Progress, StateRole};
 use tracing::debug;
 
 use crate::context::Context;
@@ -43,9 +43,10 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
             && !self.raw.has_ready()
             && self.has_lease(cx.now, cx)
             && self.peers().into_iter().filter(|peer| cx.is_live(*peer)).all(|peer| {
-                raft.prs()
-                    .get(peer.0)
-                    .is_some_and(|progress| progress.matched == last && progress.committed_index == last)
+                let timeout = cx.config.election_timeout();
+                let heard = self.heard.get(&peer.0).is_some_and(|at| cx.now.since(*at) < timeout);
+                let has = |progress: &Progress| progress.matched == last && progress.committed_index == last;
+                heard && raft.prs().get(peer.0).is_some_and(has)
             })
     }
 

@@ -92,6 +92,16 @@ fn a_member_that_was_unreachable_and_is_heard_again_catches_up() {
 }
 
 #[test]
+fn a_leader_that_does_not_hear_a_live_member_stays_awake() {
+    let mut cluster = Cluster::settled(11);
+    cluster.cut.insert((3, 1));
+    cluster.run_ms(5_000);
+    assert!(!cluster.status(1).quiesced);
+    cluster.heal();
+    cluster.run_until(3_000, |cluster| (1..=3).all(|id| cluster.status(id).quiesced));
+}
+
+#[test]
 fn a_lost_quiesce_message_costs_no_leadership() {
     for seed in 0..10 {
         let mut cluster = Cluster::settled(seed);

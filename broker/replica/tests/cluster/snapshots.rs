@@ -241,7 +241,7 @@ fn messages_that_are_taken_while_a_snapshot_is_sent_stay_readable_for_it() {
     come_back(&mut cluster);
     cluster.run_until(2_000, |cluster| chunks(cluster) >= 5);
     let live = cluster.ledger(1).live;
-    for index in live {
+    for index in live.into_iter().rev() {
         cluster.propose(1, take(index)).unwrap();
         cluster.run_ms(1);
     }
