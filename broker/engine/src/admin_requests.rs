@@ -157,11 +157,18 @@ impl<R: EntryReader> Member<R> {
         }
         let joined_elsewhere = self.me() != MemberId(0) && self.me() != MemberId(1);
         let has_metadata = self.host.as_ref().is_some_and(|host| host.key(GroupId::META).is_some());
+        let made_elsewhere = self.peers.greeted().any(|(_, hello)| hello.cluster_id.as_deref() == Some(&cluster_id));
+        if self.identity.membership.is_none() && made_elsewhere {
+            // Another member was told first; its invitation is on the way.
+            self.admin.waiting.insert(request, self.now + ANSWER_WITHIN);
+            self.admin.bootstrap.insert(request);
+            return Ok(None);
+        }
         if self.identity.membership.is_none() {
             let addresses = members.iter().map(|member| member.address.clone());
             let peers = addresses.filter(|address| *address != self.config.advertise_peer).collect();
             self.found_cluster(cluster_id.clone(), peers);
-        } else if !joined_elsewhere && !has_metadata {
+        } else if !joined_elsewhere && !has_metadata && !self.cluster_is_there() {
             // The process ended between the identity and the birth of group 0.
             self.create_metadata();
         }

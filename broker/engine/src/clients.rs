@@ -131,7 +131,7 @@ impl Client {
 
     /// Bytes that the client's socket has not taken yet.
     pub(crate) fn backlog(&self) -> u64 {
-        self.sent.saturating_sub(self.written)
+        self.sent.saturating_sub(self.written) + self.session.queued_bytes() as u64
     }
 
     pub(crate) fn channel_ref(&self, channel: ChannelId) -> ChannelRef {
@@ -263,7 +263,7 @@ impl<R: EntryReader> Member<R> {
     fn regulate(&mut self, conn: ConnId) {
         let now = self.now.0;
         let Some(client) = self.clients.get_mut(&conn) else { return };
-        let much = client.unconfirmed_bytes >= PAUSE_AT_BYTES || client.held.len() >= 1024;
+        let much = client.unconfirmed_bytes >= PAUSE_AT_BYTES || !client.held.is_empty();
         let little = client.unconfirmed_bytes <= RESUME_AT_BYTES && client.held.is_empty();
         if (much && !client.paused) || (little && client.paused) {
             client.paused = much;

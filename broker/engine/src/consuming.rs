@@ -16,8 +16,13 @@ use crate::publishing::group_of;
 use crate::requests::Tracked;
 use crate::seam::ConnId;
 
-/// Deliveries that a consumer without a small prefetch of its own may be ahead of its client's socket.
+/// A prefetch up to this bounds what is under way by itself.
+const SMALL_PREFETCH: u16 = 64;
+/// The credit with which any other consumer begins; how much it gets after that depends on the size of its messages.
+const FIRST_CREDIT: u64 = 64;
+/// What may be under way to one consumer, in messages and in bytes.
 const CREDIT_WINDOW: u64 = 1000;
+const CREDIT_BYTES: u64 = 8 << 20;
 /// Bytes that the client's socket may lag behind before its consumers get no more credit.
 const BACKLOG_BYTES: u64 = 1 << 20;
 /// A question about missed deliveries is repeated after this.
@@ -36,17 +41,29 @@ pub(crate) struct Consumer {
     credit_to: u64,
     /// When missed deliveries were last asked for.
     asked: Option<Instant>,
+    /// Running mean of the size of deliveries, bytes.
+    mean_bytes: u64,
 }
 
 impl Consumer {
     pub(crate) fn new(queue: QueueId, group: GroupId, credit_to: u64) -> Self {
-        Self { queue, group, last: 0, known_last: 0, credit_to, asked: None }
+        Self { queue, group, last: 0, known_last: 0, credit_to, asked: None, mean_bytes: 0 }
+    }
+
+    /// Deliveries that may be under way.
+    fn window(&self) -> u64 {
+        (CREDIT_BYTES / self.mean_bytes.max(1)).clamp(2, CREDIT_WINDOW)
+    }
+
+    /// True when half of the window, or more, is used up.
+    fn wants_credit(&self) -> bool {
+        self.credit_to != u64::MAX && self.last + self.window() / 2 >= self.credit_to
     }
 }
 
 /// The credit with which a consumer begins.
 pub(crate) fn initial_credit(prefetch: u16, no_ack: bool) -> u64 {
-    if no_ack || prefetch == 0 || u64::from(prefetch) > CREDIT_WINDOW { CREDIT_WINDOW } else { u64::MAX }
+    if no_ack || prefetch == 0 || prefetch > SMALL_PREFETCH { FIRST_CREDIT } else { u64::MAX }
 }
 
 /// Local consumers, by what ends them.
@@ -151,7 +168,8 @@ impl<R: EntryReader> Member<R> {
     fn hand_over(&mut self, delivery: Delivery, content: Message) {
         let Some(consumer) = self.consumer_mut(&delivery.consumer) else { return };
         consumer.last = delivery.number;
-        let wants_credit = consumer.credit_to != u64::MAX && consumer.last + CREDIT_WINDOW / 2 >= consumer.credit_to;
+        consumer.mean_bytes = (consumer.mean_bytes * 7 + u64::from(delivery.size)) / 8;
+        let wants_credit = consumer.wants_credit();
         let (conn, channel) = place_of(&delivery.consumer);
         let Some(client) = self.clients.get_mut(&conn) else { return };
         client.session.deliver(channel, delivery.consumer.number, session_delivery(&delivery, content));
@@ -174,8 +192,9 @@ impl<R: EntryReader> Member<R> {
         let mut credits = Vec::new();
         for (channel, open) in &mut client.channels {
             for (number, consumer) in &mut open.consumers {
-                if consumer.credit_to != u64::MAX && consumer.last + CREDIT_WINDOW / 2 >= consumer.credit_to {
-                    consumer.credit_to = consumer.last + CREDIT_WINDOW;
+                let credit_to = consumer.last + consumer.window();
+                if consumer.wants_credit() && credit_to > consumer.credit_to {
+                    consumer.credit_to = credit_to;
                     let channel = holdfast_queue::ids::ChannelRef {
                         session,
                         channel: channel.number,

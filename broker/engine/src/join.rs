@@ -140,6 +140,26 @@ impl<R: EntryReader> Member<R> {
         }
     }
 
+    /// The process ended between the identity and the replica of group 0: others of the cluster have the metadata.
+    fn join_again(&mut self) {
+        if !self.cluster_is_there() || self.host.as_ref().is_none_or(|host| host.key(GroupId::META).is_some()) {
+            return;
+        }
+        let now = self.now;
+        let key = group_key(GroupId::META, metadata_incarnation());
+        if let Some(host) = self.host.as_mut()
+            && let Err(error) = host.join_group(key, AnyMachine::Meta(MetaMachine::new()), now)
+        {
+            self.event(Severity::Error, format!("group 0 cannot be joined: {error}"));
+        }
+    }
+
+    /// True when another member of this member's cluster is linked.
+    pub(crate) fn cluster_is_there(&self) -> bool {
+        let own = self.identity.membership.as_ref().map(|own| &own.cluster_id);
+        own.is_some() && self.peers.greeted().any(|(_, hello)| hello.cluster_id.as_ref() == own)
+    }
+
     /// Registers this run in the metadata, once the member is in it.
     pub(crate) fn register_boot(&mut self) {
         let (me, boot) = (self.me(), self.boot);
@@ -190,6 +210,7 @@ impl<R: EntryReader> Member<R> {
             return;
         }
         self.next_care = self.now + CARE_EVERY;
+        self.join_again();
         self.register_boot();
         if !self.leaderships.led.contains_key(&GroupId::META) || !self.lease_fresh() {
             return;

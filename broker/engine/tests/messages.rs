@@ -117,6 +117,29 @@ fn deliveries_without_acknowledgement_are_settled_by_the_broker() {
 }
 
 #[test]
+fn a_client_that_does_not_read_stops_its_own_consumer_and_nobody_else_s() {
+    let mut cluster = Cluster::ready(3);
+    let mut publisher = cluster.client(0);
+    publisher.declare(&mut cluster, "q");
+    let body = "x".repeat(4096);
+    let mut stalled = cluster.client(1);
+    stalled.consume(&mut cluster, "q", "c", true);
+    cluster.stalled.push(stalled.conn);
+    for _ in 0..2_000 {
+        publisher.publish(&mut cluster, "q", &body);
+    }
+    cluster.run(Duration::from_secs(1));
+    let (left, _) = publisher.declare(&mut cluster, "q");
+    assert!(left > 500, "only {left} messages stayed in the queue");
+    let mut reader = cluster.client(2);
+    reader.consume(&mut cluster, "q", "c", true);
+    for _ in 0..left {
+        reader.receive(&mut cluster);
+    }
+    assert_eq!(publisher.declare(&mut cluster, "q"), (0, 2));
+}
+
+#[test]
 fn what_a_dead_session_did_not_settle_comes_back_marked_redelivered() {
     let mut cluster = Cluster::ready(3);
     let mut publisher = cluster.client(0);

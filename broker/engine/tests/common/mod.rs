@@ -77,6 +77,8 @@ pub struct Cluster {
     next_admin: u64,
     pub events: Vec<String>,
     pub exits: Vec<(usize, bool, String)>,
+    /// Clients whose sockets take nothing.
+    pub stalled: Vec<ConnId>,
     /// Real time spent inside each of the first three members.
     pub spent: [std::time::Duration; 3],
 }
@@ -103,6 +105,7 @@ impl Cluster {
             next_admin: 0,
             events: Vec::new(),
             exits: Vec::new(),
+            stalled: Vec::new(),
             spent: Default::default(),
         };
         for at in 0..count {
@@ -256,7 +259,9 @@ impl Cluster {
             Output::ClientSend { conn, bytes } => {
                 let total = self.written.entry((at, conn)).or_default();
                 *total += bytes.len() as u64;
-                self.inputs.push_back((at, Input::ClientWritten { conn, total: *total }));
+                if !self.stalled.contains(&conn) {
+                    self.inputs.push_back((at, Input::ClientWritten { conn, total: *total }));
+                }
                 self.to_clients.entry((at, conn)).or_default().push(bytes);
             }
             Output::ClientClose { conn } => {
