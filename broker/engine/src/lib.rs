@@ -1,6 +1,28 @@
 //! One member of a cluster without its I/O: sessions, routing, replicas, effects.
 //!
 //! Drivers (the node with sockets and files, the simulator with fakes) code against [`seam`] and [`Member`].
+//!
+//! | module | holds |
+//! |---|---|
+//! | `seam`, `member` | what goes in and out; the round: handle many, flush once, poll |
+//! | `clients`, `calls` | AMQP sessions: log-in, ends of channels, the synchronous methods |
+//! | `publishing`, `consuming` | routes and confirms; deliveries, credit, settlements |
+//! | `stream`, `requests` | what this member, as a home, tells each group, and who waits for the answers |
+//! | `groups`, `transient` | the leader's side: entries out of batches, effects back to homes; queues without Raft |
+//! | `metadata`, `leases` | this member's view of group 0, and the proof that it is fresh |
+//! | `join` | bootstrap, invitation, registration, and the care for who is in the cluster |
+//! | `peers`, `links`, `peer_message` | links, heartbeats, suspicion, relays; the peer protocol |
+//! | `admin`, `admin_requests`, `metrics`, `identity` | the operator's door; counters; who this disk is |
+//!
+//! Invariants:
+//! - All that a home tells a group is one numbered row per run, sent again until the group has it; so nothing that
+//!   travels between members needs to arrive, arrive once, or arrive in order of links.
+//! - A client hears of a change (confirm, reply) only after the group that made it has committed it; of a change to
+//!   routing only once every member with a live lease has applied it.
+//! - A member routes and confirms only while its own view of group 0 is proven fresh, and only in a registered run.
+//! - A synchronous reply leaves after all that its channel settled before is durable, a close after all it published.
+//! - Deliveries are numbered by the group: a home drops what it has seen and asks for what it has not.
+//! - An identity is durable before anybody else hears of it.
 
 pub mod admin;
 mod admin_requests;
