@@ -45,6 +45,7 @@ pub struct Layout {
 impl Layout {
     /// Chooses ports (all checked to be free) and writes certificates and configurations into `dir`.
     pub fn plan(args: &DevArgs, dir: &Path) -> Result<Self, Failure> {
+        refuse_other_count(args.members, dir)?;
         let members = (0..args.members).map(|number| plan_member(args, dir, number)).collect::<Result<Vec<_>, _>>()?;
         let authority = Authority::load_or_create(&dir.join("certificates"))?;
         let ip = args.listen.to_string();
@@ -117,7 +118,8 @@ impl MemberPlan {
 }
 
 fn plan_member(args: &DevArgs, dir: &Path, number: u16) -> Result<MemberPlan, Failure> {
-    let name = format!("dev-{number}");
+    let name = member_name(number);
+    let config_file = config_file(dir, number);
     let port = |offset: u16, purpose: &str| {
         let wanted = match args.port {
             0 => 0,
@@ -130,14 +132,40 @@ fn plan_member(args: &DevArgs, dir: &Path, number: u16) -> Result<MemberPlan, Fa
     };
     Ok(MemberPlan {
         amqp: port(0, "amqp")?,
-        peer: port(PEER_OFFSET, "peer")?,
+        peer: match bootstrapped_peer(&config_file) {
+            Some(address) => free(address, "peer")?,
+            None => port(PEER_OFFSET, "peer")?,
+        },
         admin: port(ADMIN_OFFSET, "admin")?,
         http: port(HTTP_OFFSET, "http")?,
         zone: format!("zone-{}", number + 1),
-        config_file: dir.join(format!("{name}.yaml")),
+        config_file,
         data_dir: dir.join(&name),
         name,
     })
+}
+
+fn member_name(number: u16) -> String {
+    format!("dev-{number}")
+}
+
+fn config_file(dir: &Path, number: u16) -> PathBuf {
+    dir.join(format!("{}.yaml", member_name(number)))
+}
+
+/// The peer address under which an earlier `dev` made this member known to the others: it is theirs for good.
+fn bootstrapped_peer(config_file: &Path) -> Option<SocketAddr> {
+    Config::load(config_file, &|_| None).ok()?.listeners.peer.address()
+}
+
+/// A cluster keeps the members that it was made with.
+fn refuse_other_count(wanted: u16, dir: &Path) -> Result<(), Failure> {
+    let there = (0..u16::MAX).take_while(|number| config_file(dir, *number).exists()).count();
+    if there == 0 || there == usize::from(wanted) {
+        return Ok(());
+    }
+    let problem = format!("the cluster in {} has {there} members, not {wanted}", dir.display());
+    Err(Failure::new(ExitKind::Config, problem, format!("write --members {there}, or give another --data-dir")))
 }
 
 /// The address, if nobody listens on it; with port 0 one that nobody listens on.

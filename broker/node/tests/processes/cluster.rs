@@ -50,7 +50,8 @@ pub struct Cluster {
     dir: PathBuf,
     child: Child,
     admin: TlsFiles,
-    _temporary: Option<tempfile::TempDir>,
+    /// Removed after the members have ended.
+    temporary: Option<tempfile::TempDir>,
 }
 
 impl Cluster {
@@ -58,7 +59,9 @@ impl Cluster {
     pub async fn start() -> Self {
         let temporary = tempfile::tempdir().unwrap();
         let dir = temporary.path().join("cluster");
-        Self { _temporary: Some(temporary), ..Self::start_in(&dir).await }
+        let mut cluster = Self::start_in(&dir).await;
+        cluster.temporary = Some(temporary);
+        cluster
     }
 
     /// As [`Cluster::start`], in `dir`, which stays.
@@ -75,7 +78,7 @@ impl Cluster {
             dir: dir.into(),
             child,
             admin: TlsFiles { ca: PathBuf::new(), cert: PathBuf::new(), key: PathBuf::new() },
-            _temporary: None,
+            temporary: None,
         };
         let end = Instant::now() + PATIENCE;
         let description = loop {
