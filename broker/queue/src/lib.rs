@@ -8,6 +8,8 @@ pub mod codec;
 pub mod ids;
 pub mod machine;
 pub mod meta;
+#[cfg(feature = "mutants")]
+pub mod mutants;
 pub mod queue;
 mod router;
 mod snapshot;

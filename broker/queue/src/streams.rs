@@ -77,6 +77,10 @@ impl<R: Clone> Streams<R> {
         let end = origin.first.saturating_add(count as u64).saturating_sub(1);
         stream.last = stream.last.max(end);
         let skip = usize::try_from(last + 1 - origin.first).unwrap_or(usize::MAX);
+        #[cfg(feature = "mutants")]
+        if crate::mutants::is_planted(crate::mutants::Mutant::ResendNotDeduplicated) {
+            return Admission::Apply { skip: 0 };
+        }
         Admission::Apply { skip: skip.min(count) }
     }
 

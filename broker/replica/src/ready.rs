@@ -7,6 +7,8 @@
 
 use holdfast_journal::{BatchId, EntryReader, Op};
 use holdfast_queue::ids::MemberId;
+#[cfg(feature = "mutants")]
+use holdfast_queue::mutants::{Mutant, is_planted};
 use holdfast_queue::{ApplyMeta, Machine};
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 use raft::{ProgressState, Ready};
@@ -50,6 +52,10 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         // before its vote is durable, and after a crash it would lead the same term with another log.
         if self.durable_vote.0 != self.term() {
             later.append(&mut now);
+        }
+        #[cfg(feature = "mutants")]
+        if is_planted(Mutant::RepliesBeforePersisted) {
+            now.append(&mut later);
         }
         for message in now {
             self.send_message(message, cx);

@@ -41,6 +41,8 @@ struct State {
     /// Calls that still succeed before the disk dies; none for no limit.
     calls_left: Option<u64>,
     syncs: u64,
+    /// Syncs succeed and do nothing.
+    skips_syncs: bool,
 }
 
 /// One member's directory. Clones are the same directory.
@@ -65,6 +67,11 @@ impl SimDisk {
     #[must_use]
     pub fn syncs(&self) -> u64 {
         self.lock().syncs
+    }
+
+    /// A planted bug: from here on, or no longer, a sync of the log succeeds without doing anything.
+    pub fn skip_syncs(&self, skip: bool) {
+        self.lock().skips_syncs = skip;
     }
 
     /// Every write and sync after `calls` more of them fails: what a process that is killed in the middle leaves.
@@ -278,6 +285,10 @@ impl StoredFile for SimFile {
         let mut state = self.disk.lock();
         state.spend()?;
         state.syncs += 1;
+        let is_log = state.names.iter().any(|(name, inode)| *inode == self.inode && name.starts_with("segment"));
+        if state.skips_syncs && is_log {
+            return Ok(());
+        }
         state.inode(self.inode)?.sync();
         Ok(())
     }

@@ -1,25 +1,25 @@
 //! Planted bugs. Each breaks one rule that keeps messages safe; the simulator must find each of them within a stated
 //! number of seeds, or it looks in the wrong place.
 //!
-//! Those that live at the seam between member, journal and disk are planted here, in the driver, so that production
-//! code stays clean.
+//! Those that live at the seam between member, journal and disk are planted in the driver, so that production code stays
+//! clean. The rest need a hook in a production crate, which is compiled only with the feature `mutants`.
 
-use holdfast_journal::{Batch, Location, Op, Recovered, Written, WrittenRecord};
+use holdfast_journal::{Batch, Op, Recovered};
 
 /// A rule to break.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mutation {
-    /// A write is called durable when it begins (the confirm leaves before the fdatasync).
-    WrittenBeforeSync,
-    /// The same, on members that lead: a leader counts itself before its own write.
+    /// A write is called durable without an fdatasync: confirms leave before their messages are on any disk.
+    SyncSkipped,
+    /// The same, where a write holds entries of a group that the member leads: it counts itself too early.
     LeaderCountsItselfEarly,
-    /// The same, on members that lead nothing: append replies and votes before they are persisted.
+    /// The same for all other writes: append replies and votes leave before they are persisted.
     FollowerRepliesEarly,
     /// Hard states are not written: votes and terms are forgotten (Raft §5.2).
     VoteForgotten,
     /// The last entry of each group is dropped at recovery, as if corruption were a torn tail.
     DurableTailCut,
-    /// Groups at term 1 without entries are forgotten at recovery, so that they are born again.
+    /// Queue groups still at term 1 are forgotten at recovery, so that they are born again.
     BirthForgotten,
     /// Entries of every eighth batch do not reach the disk.
     EntriesDropped,
@@ -29,12 +29,24 @@ pub enum Mutation {
     CheckpointIndexLost,
     /// The identity is forgotten: a member that had voted comes back as a blank one.
     IdentityForgotten,
+    /// Commands that a home sends again are applied again.
+    #[cfg(feature = "mutants")]
+    ResendNotDeduplicated,
+    /// Some acknowledged messages go back to their queue.
+    #[cfg(feature = "mutants")]
+    AckedReturns,
+    /// What a dead session had not acknowledged is dropped.
+    #[cfg(feature = "mutants")]
+    UnackedDropped,
+    /// Votes and append replies leave before what they speak of is durable.
+    #[cfg(feature = "mutants")]
+    RepliesBeforePersisted,
 }
 
 impl Mutation {
     /// All of them.
     pub const ALL: &'static [Self] = &[
-        Self::WrittenBeforeSync,
+        Self::SyncSkipped,
         Self::LeaderCountsItselfEarly,
         Self::FollowerRepliesEarly,
         Self::VoteForgotten,
@@ -44,6 +56,14 @@ impl Mutation {
         Self::LiveBodiesDropped,
         Self::CheckpointIndexLost,
         Self::IdentityForgotten,
+        #[cfg(feature = "mutants")]
+        Self::ResendNotDeduplicated,
+        #[cfg(feature = "mutants")]
+        Self::AckedReturns,
+        #[cfg(feature = "mutants")]
+        Self::UnackedDropped,
+        #[cfg(feature = "mutants")]
+        Self::RepliesBeforePersisted,
     ];
 
     /// Its name on the command line.
@@ -51,6 +71,22 @@ impl Mutation {
     pub fn name(self) -> String {
         format!("{self:?}")
     }
+}
+
+/// Plants a bug that lives inside the queue machine, for the run that this thread is about to do.
+pub fn plant(mutation: Option<Mutation>) {
+    #[cfg(feature = "mutants")]
+    {
+        use holdfast_queue::mutants::Mutant;
+        holdfast_queue::mutants::plant(match mutation {
+            Some(Mutation::ResendNotDeduplicated) => Some(Mutant::ResendNotDeduplicated),
+            Some(Mutation::AckedReturns) => Some(Mutant::AckedReturns),
+            Some(Mutation::UnackedDropped) => Some(Mutant::UnackedDropped),
+            Some(Mutation::RepliesBeforePersisted) => Some(Mutant::RepliesBeforePersisted),
+            _ => None,
+        });
+    }
+    let _ = mutation;
 }
 
 /// What a broken member hands to its journal.
@@ -83,8 +119,8 @@ pub fn at_recovery(mutation: Option<Mutation>, recovered: &mut Recovered) {
         }
         Some(Mutation::BirthForgotten) => {
             recovered.groups.retain(|group| {
-                let young = group.hard_state.is_some_and(|state| state.term <= 1);
-                !(young && group.checkpoint.is_none() && group.key.group != 0)
+                let young = group.hard_state.is_none_or(|state| state.term <= 1);
+                !young || group.key.group == 0
             });
         }
         Some(Mutation::CheckpointIndexLost) => {
@@ -100,28 +136,4 @@ pub fn at_recovery(mutation: Option<Mutation>, recovered: &mut Recovered) {
         }
         _ => {}
     }
-}
-
-/// What a journal would report for these batches if it had written them.
-#[must_use]
-pub fn pretend_written(batches: &[Batch]) -> Vec<Written> {
-    batches.iter().map(pretend_one).collect()
-}
-
-fn pretend_one(batch: &Batch) -> Written {
-    let mut written = Written { batch: batch.id, ..Written::default() };
-    for op in &batch.ops {
-        let (key, index, term, body, len) = match op {
-            Op::Entry { key, index, term, payload } => (*key, *index, *term, false, payload.len()),
-            Op::Body { key, index, payload } => (*key, *index, 0, true, payload.len()),
-            Op::Checkpoint { key, index, .. } => {
-                written.checkpoints.push((*key, *index));
-                continue;
-            }
-            _ => continue,
-        };
-        let location = Location { segment: u32::MAX, offset: 0, len: len as u32 };
-        written.records.push(WrittenRecord { key, index, term, body, location });
-    }
-    written
 }

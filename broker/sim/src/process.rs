@@ -1,6 +1,7 @@
 //! One broker process of the simulation: the production member and journal over a simulated disk.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use holdfast_engine::identity::MemberUuid;
 use holdfast_engine::{Input, LinkId, Member, MemberConfig, Start};
@@ -8,10 +9,28 @@ use holdfast_journal::{Batch, Journal, JournalConfig, JournalReader, Written};
 use holdfast_queue::Machine;
 use holdfast_queue::ids::{BootId, GroupId};
 use holdfast_queue::time::Instant;
+use holdfast_replica::HostConfig;
 
 use crate::disk::SimDisk;
 use crate::mutants::Mutation;
 use crate::rng::Rng;
+
+/// Limits so small that checkpoints, compaction and Raft snapshots happen many times within a run.
+#[must_use]
+pub fn small_limits() -> HostConfig {
+    HostConfig {
+        checkpoint_entries: 60,
+        checkpoint_bytes: 48 << 10,
+        max_log_bytes: 128 << 10,
+        cache_bytes: 16 << 10,
+        max_append_bytes: 8 << 10,
+        max_inflight_appends: 8,
+        snapshot_chunk_bytes: 4 << 10,
+        snapshot_resend: Duration::from_millis(200),
+        snapshot_give_up: Duration::from_secs(5),
+        ..HostConfig::default()
+    }
+}
 
 /// The member type that runs in production, over the simulated disk.
 pub type SimMember = Member<JournalReader<SimDisk>>;
@@ -59,6 +78,8 @@ pub struct Process {
     pub zone: String,
     /// Its disk.
     pub disk: SimDisk,
+    /// Limits of replication.
+    pub limits: HostConfig,
     /// The process, when it runs.
     pub running: Option<Running>,
     /// Grows at each start: events of an earlier life are dropped.
@@ -80,6 +101,7 @@ impl Process {
             address: format!("m{index}:5680"),
             zone: format!("zone-{index}"),
             disk: SimDisk::default(),
+            limits: HostConfig::default(),
             running: None,
             life: 0,
             paused_until_us: 0,
@@ -116,6 +138,7 @@ impl Process {
             name: self.name.clone(),
             zone: self.zone.clone(),
             advertise_peer: self.address.clone(),
+            replication: self.limits.clone(),
             ..MemberConfig::default()
         };
         let member = Member::new(config, start).map_err(|error| format!("{}: {error}", self.name))?;

@@ -50,6 +50,7 @@ pub struct Failure {
 /// # Errors
 /// The broken invariant with the trace that led to it.
 pub fn run_seed(seed: u64, mutation: Option<Mutation>, live: bool) -> Result<Summary, Box<Failure>> {
+    crate::mutants::plant(mutation);
     let mut rng = Rng::new(seed);
     let fail = |what: String, world: Option<&World>| {
         let trace = world.map(|world| world.trace.lines().map(str::to_owned).collect()).unwrap_or_default();

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 use bytes::Bytes;
 use holdfast_engine::admin::{AdminAction, AdminRequest, ExpectedMember, UserCredentials};
 use holdfast_engine::{AdminRequestId, ConnId, Input, LinkId, LinkOrigin, Output};
+use holdfast_journal::Op;
 use holdfast_queue::time::Instant;
 
 use crate::client::{Client, Role};
@@ -13,7 +14,7 @@ use crate::invariants::Invariants;
 use crate::ledger::Ledger;
 use crate::mutants::Mutation;
 use crate::network::{Conditions, Link};
-use crate::process::Process;
+use crate::process::{Process, small_limits};
 use crate::rng::Rng;
 
 /// Members of the simulated cluster.
@@ -122,7 +123,11 @@ impl World {
             admin_answers: BTreeMap::new(),
             steps: 0,
         };
+        let has_small_limits = rng.chance(60);
         for member in 0..MEMBERS {
+            if has_small_limits {
+                world.processes[member].limits = small_limits();
+            }
             world.start(member)?;
         }
         Ok(world)
@@ -360,8 +365,8 @@ impl World {
 
     fn output(&mut self, member: usize, output: Output) -> Result<(), String> {
         match output {
-            Output::ClientSend { conn, bytes } => self.to_client(member, conn, Some(bytes)),
-            Output::ClientClose { conn } => self.to_client(member, conn, None),
+            Output::ClientSend { conn, bytes } => self.send_to_client(member, conn, Some(bytes)),
+            Output::ClientClose { conn } => self.send_to_client(member, conn, None),
             Output::ClientPause { .. } => {}
             Output::Dial { address } => {
                 let life = self.processes[member].life;
@@ -440,44 +445,41 @@ impl World {
         running.writing = running.queued.drain(..).collect();
         let takes = self.disk_rng.range(150, 3_000) + extra;
         self.schedule(now + takes, Event::DiskDone { member, life });
-        self.report_early(member);
-    }
-
-    /// The planted bug that calls a write durable when it begins.
-    fn report_early(&mut self, member: usize) {
-        let Some(running) = &self.processes[member].running else { return };
-        if !self.reports_early(member) {
-            return;
-        }
-        let early = crate::mutants::pretend_written(&running.writing);
-        for written in early {
-            let _ = self.give(member, Input::Written(written));
-        }
-    }
-
-    fn reports_early(&self, member: usize) -> bool {
-        let Some(running) = &self.processes[member].running else { return false };
-        let leads = || running.leads();
-        match self.mutation {
-            Some(Mutation::WrittenBeforeSync) => true,
-            Some(Mutation::LeaderCountsItselfEarly) => leads(),
-            Some(Mutation::FollowerRepliesEarly) => !leads(),
-            _ => false,
-        }
     }
 
     fn disk_done(&mut self, member: usize, life: u64) -> Result<(), String> {
-        let process = &mut self.processes[member];
-        if process.life != life {
+        if self.processes[member].life != life {
             return Ok(());
         }
+        self.finish_write(member, self.skips_sync(member))?;
+        self.start_write(member);
+        Ok(())
+    }
+
+    fn finish_write(&mut self, member: usize, skip_sync: bool) -> Result<(), String> {
+        let process = &mut self.processes[member];
         let Some(running) = &mut process.running else { return Ok(()) };
+        process.disk.skip_syncs(skip_sync);
         let written = running.finish_write().map_err(|error| format!("m{member}: {error}"))?;
+        process.disk.skip_syncs(false);
         for one in written {
             self.give(member, Input::Written(one))?;
         }
-        self.start_write(member);
         Ok(())
+    }
+
+    /// Planted bugs that call a write durable which is not.
+    fn skips_sync(&self, member: usize) -> bool {
+        let Some(running) = &self.processes[member].running else { return false };
+        let leads = |group: u64| running.views().iter().any(|view| view.leading && view.group.0 == group);
+        let is_led = |op: &Op| matches!(op, Op::Entry { key, .. } if leads(key.group));
+        let writes_what_it_leads = || running.writing.iter().flat_map(|batch| &batch.ops).any(is_led);
+        match self.mutation {
+            Some(Mutation::SyncSkipped) => true,
+            Some(Mutation::LeaderCountsItselfEarly) => writes_what_it_leads(),
+            Some(Mutation::FollowerRepliesEarly) => !writes_what_it_leads(),
+            _ => false,
+        }
     }
 
     fn link_of(&self, member: usize, link: LinkId) -> Option<u64> {
@@ -572,7 +574,7 @@ impl World {
         }
     }
 
-    fn to_client(&mut self, member: usize, conn: ConnId, bytes: Option<Bytes>) {
+    fn send_to_client(&mut self, member: usize, conn: ConnId, bytes: Option<Bytes>) {
         let found = self.attached.iter().position(|attached| {
             attached.is_some_and(|attached| attached.connection == conn.0 && attached.member == member)
         });

@@ -7,6 +7,8 @@ use super::ready::{Held, ReadyLine};
 use super::rotation::Rotation;
 use crate::codec::{Codec, DecodeError, Reader, Writer};
 use crate::ids::{ConsumerId, MessageRef, QueueId};
+#[cfg(feature = "mutants")]
+use crate::mutants::{Mutant, is_planted};
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
@@ -92,6 +94,10 @@ impl Queue {
         for span in spans {
             while let Some(message) = self.take_unacked(id, span) {
                 match outcome {
+                    #[cfg(feature = "mutants")]
+                    Outcome::Ack if is_planted(Mutant::AckedReturns) && message.at.index % 64 == 0 => {
+                        self.put_back(message);
+                    }
                     Outcome::Ack | Outcome::Reject => gone.push(message.at.index),
                     Outcome::Requeue => self.put_back(message),
                 }
@@ -160,6 +166,11 @@ impl Queue {
         let mut ended = false;
         for id in self.ids(range.clone()) {
             ended |= self.cancel(&id);
+            #[cfg(feature = "mutants")]
+            if is_planted(Mutant::UnackedDropped) {
+                let all = Span { first: 0, last: u64::MAX };
+                while self.take_unacked(&id, &all).is_some() {}
+            }
         }
         self.recover(range);
         ended

@@ -4,10 +4,15 @@ use std::collections::BTreeMap;
 
 use crate::process::Process;
 
+/// Group, incarnation and index.
+type Place = (u64, (u32, u64), u64);
+/// A digest and the member that had it first.
+type Seen = (u64, usize);
+
 /// The digest of each group's machine after each index that was looked at.
 #[derive(Default)]
 pub struct Committed {
-    digests: BTreeMap<(u64, (u32, u64), u64), (u64, usize)>,
+    digests: BTreeMap<Place, Seen>,
 }
 
 impl Committed {

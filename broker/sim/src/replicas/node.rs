@@ -1,7 +1,6 @@
 //! One host with its journal and disk.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_journal::{Batch, GroupKey, Journal, JournalConfig, JournalReader};
@@ -11,6 +10,7 @@ use holdfast_replica::{Envelope, GroupBirth, Host, HostConfig, HostOutput, Propo
 
 use super::machine::History;
 use crate::disk::SimDisk;
+use crate::process::small_limits;
 use crate::rng::Rng;
 
 type SimHost = Host<History, JournalReader<SimDisk>>;
@@ -40,21 +40,8 @@ pub struct Node {
     pub stall_us: u64,
 }
 
-/// Small limits, so that checkpoints, compaction and snapshots happen within a run.
 fn host_config() -> HostConfig {
-    HostConfig {
-        cluster: 9,
-        checkpoint_entries: 40,
-        checkpoint_bytes: 32 << 10,
-        max_log_bytes: 96 << 10,
-        cache_bytes: 8 << 10,
-        max_append_bytes: 4 << 10,
-        max_inflight_appends: 8,
-        snapshot_chunk_bytes: 2 << 10,
-        snapshot_resend: Duration::from_millis(200),
-        snapshot_give_up: Duration::from_secs(5),
-        ..HostConfig::default()
-    }
+    HostConfig { cluster: 9, ..small_limits() }
 }
 
 impl Node {

@@ -1,16 +1,17 @@
 //! Torn tails and damaged blocks: the production journal over edited copies of a simulated disk.
 
-mod journal_model;
-
+use crate::model::{Model, recovered_equals};
 use bytes::Bytes;
 use holdfast_journal::conformance::{small_config, test_key};
 use holdfast_journal::{
     Batch, BatchId, EntryReader, FileSystem, HardState, Journal, JournalReader, Location, Op, Recovered, StoredFile,
 };
 use holdfast_sim::disk::SimDisk;
-use journal_model::{Model, recovered_equals};
 
 const BLOCK: usize = 512;
+
+/// Damages a batch at a byte.
+type Tear = fn(&mut [u8], usize);
 
 /// A disk after `batches` batches, and the model before and after the last of them.
 struct Scene {
@@ -82,7 +83,7 @@ fn a_tail_torn_at_any_byte_costs_the_last_batch_and_nothing_else() {
     let scene = scene(6);
     let file = newest(&scene.disk);
     let (start, end) = (scene.starts[5], scene.starts[6]);
-    let kinds: [(&str, fn(&mut [u8], usize)); 4] = [
+    let kinds: [(&str, Tear); 4] = [
         ("nothing from here on", |batch, at| batch[at..].fill(0)),
         ("this byte is garbage", |batch, at| batch[at] ^= 0x5a),
         ("nothing up to here, the rest is there", |batch, at| batch[..=at].fill(0)),

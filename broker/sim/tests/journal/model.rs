@@ -220,7 +220,7 @@ fn group_equals(found: &RecoveredGroup, group: &ModelGroup, reader: &impl EntryR
     let bodies: BTreeMap<u64, _> = found.bodies.iter().copied().collect();
     for (index, payload) in &group.bodies {
         let location = bodies.get(index).ok_or(format!("body {index} is missing"))?;
-        if &reader.read(*location).map_err(|error| error.to_string())? != payload {
+        if reader.read(*location).map_err(|error| error.to_string())? != *payload {
             return Err(format!("body {index} has another payload"));
         }
     }

@@ -1,15 +1,13 @@
 //! The production journal over the simulated disk: conformance, and random work with crashes in the middle of it,
 //! against a naive model in memory.
 
-mod journal_model;
-
 use std::cell::Cell;
 
+use crate::model::{Model, Workload, recovered_equals};
 use holdfast_journal::conformance::{check_all, check_power_loss, small_config};
 use holdfast_journal::{Batch, Journal, JournalError};
 use holdfast_sim::disk::SimDisk;
 use holdfast_sim::rng::Rng;
-use journal_model::{Model, Workload, recovered_equals};
 
 #[test]
 fn the_simulated_disk_keeps_the_promises_of_a_file_system() {

@@ -1,0 +1,5 @@
+//! The production journal over the simulated disk.
+
+mod crashes;
+mod damage;
+mod model;
