@@ -32,6 +32,8 @@ pub struct HostConfig {
     pub max_log_bytes: u64,
     /// Payloads kept in memory, all groups together. Payloads that are not durable yet are kept on top of this.
     pub cache_bytes: usize,
+    /// They are dropped when nothing was written for this long: an idle member is small, and the disk has them.
+    pub cache_idle: Duration,
     /// Messages kept for a group that this member does not know yet.
     pub parked_messages: usize,
     /// Unknown groups for which messages are kept.
@@ -72,6 +74,7 @@ impl Default for HostConfig {
             checkpoint_bytes: 64 << 20,
             max_log_bytes: 512 << 20,
             cache_bytes: 64 << 20,
+            cache_idle: Duration::from_secs(10),
             parked_messages: 64,
             parked_groups: 1024,
             park_for: Duration::from_secs(1),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use holdfast_journal::GroupKey;
 use holdfast_queue::ids::{BootId, GroupId, MemberId};
-use holdfast_queue::time::Instant;
+use holdfast_queue::time::{Duration, Instant};
 
 use crate::api::HostOutput;
 use crate::config::HostConfig;
@@ -68,15 +68,18 @@ pub(crate) struct Cache {
     budget: usize,
     bytes: usize,
     queue: VecDeque<(GroupId, u64, usize)>,
+    /// When the last payload came in.
+    last_added: Instant,
 }
 
 impl Cache {
     pub fn new(budget: usize) -> Self {
-        Self { budget, bytes: 0, queue: VecDeque::new() }
+        Self { budget, bytes: 0, queue: VecDeque::new(), last_added: Instant(0) }
     }
 
     /// A payload of `bytes` became durable and is in memory.
-    pub fn add(&mut self, group: GroupId, index: u64, bytes: usize) {
+    pub fn add(&mut self, group: GroupId, index: u64, bytes: usize, now: Instant) {
+        self.last_added = now;
         // The index entry itself takes memory too.
         let bytes = bytes + 64;
         self.bytes += bytes;
@@ -91,6 +94,15 @@ impl Cache {
         let (group, index, bytes) = self.queue.pop_front()?;
         self.bytes -= bytes;
         Some((group, index))
+    }
+
+    /// All of it, when nothing came in for `idle`.
+    pub fn take_idle(&mut self, now: Instant, idle: Duration) -> VecDeque<(GroupId, u64, usize)> {
+        if self.queue.is_empty() || now.since(self.last_added) < idle {
+            return VecDeque::new();
+        }
+        self.bytes = 0;
+        std::mem::take(&mut self.queue)
     }
 }
 

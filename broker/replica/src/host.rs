@@ -282,7 +282,7 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
                 if record.body {
                     group.body_written(record.index, record.location);
                 } else if group.log_mut().durable(record.index, finished.batch, record.location) {
-                    self.cx.cache.add(id, record.index, record.location.len as usize);
+                    self.cx.cache.add(id, record.index, record.location.len as usize, now);
                 }
             }
             for after in finished.after {
@@ -313,9 +313,20 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
 
     fn trim_cache(&mut self) {
         while let Some((id, index)) = self.cx.cache.next_to_evict() {
-            if let Some(Replica::Running(group)) = self.replicas.get_mut(&id) {
-                group.log_mut().evict(index);
-            }
+            self.evict(id, index);
+        }
+    }
+
+    fn drop_idle_cache(&mut self) {
+        let idle = self.cx.config.cache_idle;
+        for (id, index, _) in self.cx.cache.take_idle(self.cx.now, idle) {
+            self.evict(id, index);
+        }
+    }
+
+    fn evict(&mut self, id: GroupId, index: u64) {
+        if let Some(Replica::Running(group)) = self.replicas.get_mut(&id) {
+            group.log_mut().evict(index);
         }
     }
 
@@ -330,6 +341,7 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
         }
         // After a pause of the process one tick is enough: messages that wait must be read before anyone campaigns.
         self.last_tick = if missed == 1 { self.last_tick + tick } else { now };
+        self.drop_idle_cache();
         for id in self.cx.active.iter().copied().collect::<Vec<_>>() {
             self.guarded(id, |group, cx| group.tick(cx));
         }
