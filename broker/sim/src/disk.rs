@@ -43,6 +43,8 @@ struct State {
     syncs: u64,
     /// Syncs succeed and do nothing.
     skips_syncs: bool,
+    /// The next sync of a file fails.
+    fails_sync: bool,
 }
 
 /// One member's directory. Clones are the same directory.
@@ -69,6 +71,11 @@ impl SimDisk {
         self.lock().syncs
     }
 
+    /// The next sync of a file fails (EIO), and as on Linux the pages that it did not write count as clean from then on.
+    pub fn fail_next_sync(&self) {
+        self.lock().fails_sync = true;
+    }
+
     /// A planted bug: from here on, or no longer, a sync of the log succeeds without doing anything.
     pub fn skip_syncs(&self, skip: bool) {
         self.lock().skips_syncs = skip;
@@ -83,6 +90,7 @@ impl SimDisk {
     pub fn process_crash(&self) {
         let mut state = self.lock();
         state.dying = false;
+        state.fails_sync = false;
         state.calls_left = None;
     }
 
@@ -90,6 +98,7 @@ impl SimDisk {
     pub fn power_loss(&self, rng: &mut Rng) {
         let mut state = self.lock();
         state.dying = false;
+        state.fails_sync = false;
         state.calls_left = None;
         let kept_percent = rng.range(0, 101);
         for inode in state.inodes.values_mut() {
@@ -285,6 +294,10 @@ impl StoredFile for SimFile {
         let mut state = self.disk.lock();
         state.spend()?;
         state.syncs += 1;
+        if std::mem::take(&mut state.fails_sync) {
+            state.inode(self.inode)?.dirty.clear();
+            return Err(io::Error::other("the disk could not write"));
+        }
         let is_log = state.names.iter().any(|(name, inode)| *inode == self.inode && name.starts_with("segment"));
         if state.skips_syncs && is_log {
             return Ok(());

@@ -4,9 +4,19 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use holdfast_sim::mutants::Mutation;
+use holdfast_sim::replicas;
 use holdfast_sim::run::{Failure, Summary, run_seed};
+
+/// What is simulated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Profile {
+    /// Whole members with AMQP clients.
+    Cluster,
+    /// Replication and journal alone: many more leader changes and snapshots in a second.
+    Replicas,
+}
 
 #[derive(Parser)]
 #[command(about = "Simulates a whole cluster under faults, one seed at a time")]
@@ -23,6 +33,9 @@ struct Arguments {
     /// Plant a bug; the run then succeeds when a seed finds it.
     #[arg(long)]
     mutation: Option<String>,
+    /// What to simulate.
+    #[arg(long, value_enum, default_value_t = Profile::Cluster)]
+    profile: Profile,
     /// Threads; all cores when not given.
     #[arg(long)]
     threads: Option<usize>,
@@ -42,13 +55,13 @@ fn main() -> std::process::ExitCode {
         },
     };
     if let Some(seed) = arguments.seed {
-        return one(seed, mutation);
+        return one(arguments.profile, seed, mutation);
     }
     many(&arguments, mutation)
 }
 
-fn one(seed: u64, mutation: Option<Mutation>) -> std::process::ExitCode {
-    match run_seed(seed, mutation, true) {
+fn one(profile: Profile, seed: u64, mutation: Option<Mutation>) -> std::process::ExitCode {
+    match run(profile, seed, mutation, true) {
         Ok(summary) => {
             println!("seed {seed}: {summary:?}");
             std::process::ExitCode::SUCCESS
@@ -58,6 +71,21 @@ fn one(seed: u64, mutation: Option<Mutation>) -> std::process::ExitCode {
             std::process::ExitCode::FAILURE
         }
     }
+}
+
+fn run(profile: Profile, seed: u64, mutation: Option<Mutation>, live: bool) -> Result<Summary, Box<Failure>> {
+    if profile == Profile::Cluster {
+        return run_seed(seed, mutation, live);
+    }
+    let outcome = replicas::run_seed(seed, live);
+    let outcome = outcome.map_err(|(what, trace)| Box::new(Failure { seed, what, trace }))?;
+    Ok(Summary {
+        confirmed: outcome.confirmed,
+        leaderships: outcome.leaderships,
+        starts: outcome.starts,
+        steps: outcome.steps,
+        ..Summary::default()
+    })
 }
 
 fn many(arguments: &Arguments, mutation: Option<Mutation>) -> std::process::ExitCode {
@@ -76,7 +104,7 @@ fn many(arguments: &Arguments, mutation: Option<Mutation>) -> std::process::Exit
                     if seed >= end {
                         return;
                     }
-                    match run_seed(seed, mutation, false) {
+                    match run(arguments.profile, seed, mutation, false) {
                         Ok(summary) => note(&done, summary, start),
                         Err(found) => {
                             stop.store(true, Ordering::Relaxed);
@@ -144,10 +172,19 @@ fn report(
 
 fn write_report(done: &[Summary], failure: Option<&Failure>, seconds: f64) {
     let failed = failure.map_or_else(|| "null".to_owned(), |failure| failure.seed.to_string());
-    let text = format!(
-        "{{\n  \"seeds_passed\": {},\n  \"failed_seed\": {failed},\n  \"seconds\": {seconds:.1}\n}}\n",
-        done.len()
-    );
+    let sum = |field: fn(&Summary) -> u64| done.iter().map(field).sum::<u64>();
+    let figures = [
+        ("seeds_passed", done.len() as u64),
+        ("virtual_s", sum(|summary| summary.virtual_us) / 1_000_000),
+        ("events", sum(|summary| summary.steps)),
+        ("starts", sum(|summary| summary.starts)),
+        ("leaderships", sum(|summary| summary.leaderships as u64)),
+        ("confirmed", sum(|summary| summary.confirmed)),
+        ("consumed", sum(|summary| summary.consumed)),
+        ("unknown", sum(|summary| summary.unknown)),
+    ];
+    let lines: String = figures.iter().map(|(name, value)| format!("  \"{name}\": {value},\n")).collect();
+    let text = format!("{{\n{lines}  \"failed_seed\": {failed},\n  \"seconds\": {seconds:.1}\n}}\n");
     let written =
         std::fs::create_dir_all("target/reports").and_then(|()| std::fs::write("target/reports/sim.json", text));
     if let Err(error) = written {

@@ -40,8 +40,10 @@ pub fn strike(world: &mut World, rng: &mut Rng) -> u64 {
         }
         // 14: delay.
         77..84 => world.conditions.jitter_us = rng.range(5_000, 200_000),
+        // 21: EIO on fdatasync.
+        84..87 => world.fail_disk(victim),
         // 23: a stalled disk.
-        84..90 => {
+        87..90 => {
             let until = world.now_us + rng.range(200_000, 4_000_000);
             world.processes[victim].stall = (rng.range(50_000, 2_000_000), until);
         }

@@ -16,13 +16,21 @@ pub struct Link {
     last_arrival_us: [u64; 2],
     /// Since when a direction has been unable to deliver.
     pub stalled_since_us: Option<u64>,
+    /// One end lost its power: the other does not know yet.
+    pub is_silent: bool,
 }
 
 impl Link {
     /// A link that was just established.
     #[must_use]
     pub fn new(dialler: usize, acceptor: usize, address: &str) -> Self {
-        Self { ends: [dialler, acceptor], address: address.to_owned(), last_arrival_us: [0; 2], stalled_since_us: None }
+        Self {
+            ends: [dialler, acceptor],
+            address: address.to_owned(),
+            last_arrival_us: [0; 2],
+            stalled_since_us: None,
+            is_silent: false,
+        }
     }
 
     /// The member at the other end.

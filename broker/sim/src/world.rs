@@ -1,7 +1,7 @@
 //! The world of one run: three machines, a network, clients, and an agenda of events in virtual time.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use bytes::Bytes;
 use holdfast_engine::admin::{AdminAction, AdminRequest, ExpectedMember, UserCredentials};
@@ -45,6 +45,8 @@ pub enum Event {
     Resume { member: usize, life: u64 },
     /// A dead process is started again.
     Restart { member: usize },
+    /// A link whose other end lost its power has been silent for too long.
+    LinkTimeout { link: u64 },
 }
 
 /// A client's connection: which member holds it.
@@ -87,6 +89,7 @@ pub struct World {
     rng: Rng,
     network_rng: Rng,
     disk_rng: Rng,
+    failing_disks: BTreeSet<usize>,
     admin_answers: BTreeMap<u64, Result<(), String>>,
     /// Events handled.
     pub steps: u64,
@@ -120,6 +123,7 @@ impl World {
             rng: rng.split(1),
             network_rng: rng.split(2),
             disk_rng: rng.split(3),
+            failing_disks: BTreeSet::new(),
             admin_answers: BTreeMap::new(),
             steps: 0,
         };
@@ -154,6 +158,11 @@ impl World {
         if self.processes[member].running.is_some() {
             return Ok(());
         }
+        let silent = |link: &Link| link.is_silent && link.ends.contains(&member);
+        let gone: Vec<u64> = self.links.iter().filter(|(_, link)| silent(link)).map(|(id, _)| *id).collect();
+        for link in gone {
+            self.break_link(link, "reset by the machine that came back");
+        }
         let (now, wall) = (self.now_us, self.wall_ms(member));
         self.processes[member].start(now, wall, &mut self.rng, self.mutation)?;
         self.trace.note(now, format!("m{member} starts"));
@@ -163,6 +172,7 @@ impl World {
     /// Ends a process at once. With `power_loss`, what was not synced goes with it.
     pub fn crash(&mut self, member: usize, power_loss: bool) {
         let Some(running) = self.processes[member].running.take() else { return };
+        self.failing_disks.remove(&member);
         self.trace.note(self.now_us, format!("m{member} crashes{}", if power_loss { ", its power too" } else { "" }));
         self.half_done_write(member, running);
         let process = &mut self.processes[member];
@@ -176,7 +186,15 @@ impl World {
         let gone: Vec<u64> =
             self.links.iter().filter(|(_, link)| link.ends.contains(&member)).map(|(id, _)| *id).collect();
         for link in gone {
-            self.break_link(link, "the process ended");
+            match self.links.get_mut(&link) {
+                // A machine without power sends no reset: the other end must find out by itself.
+                Some(state) if power_loss => {
+                    state.is_silent = true;
+                    let at = self.now_us + self.network_rng.range(2_000_000, 8_000_000);
+                    self.schedule(at, Event::LinkTimeout { link });
+                }
+                _ => self.break_link(link, "the process ended"),
+            }
         }
         self.end_clients_of(member);
     }
@@ -198,6 +216,15 @@ impl World {
                 let connection = attached.connection;
                 self.schedule(at, Event::ClientEnd { client, connection });
             }
+        }
+    }
+
+    /// The next sync of a member's disk fails; the process must end, and starts again.
+    pub fn fail_disk(&mut self, member: usize) {
+        if self.processes[member].running.is_some() {
+            self.trace.note(self.now_us, format!("m{member}'s disk fails a sync"));
+            self.processes[member].disk.fail_next_sync();
+            self.failing_disks.insert(member);
         }
     }
 
@@ -290,6 +317,10 @@ impl World {
             Event::ClientTick { client } => self.client_tick(client),
             Event::Resume { member, life } => self.resume(member, life),
             Event::Restart { member } => self.start(member),
+            Event::LinkTimeout { link } => {
+                self.break_link(link, "no acknowledgement for too long");
+                Ok(())
+            }
         }
     }
 
@@ -410,6 +441,10 @@ impl World {
             }
             Output::Event(event) => self.trace.note(self.now_us, format!("m{member}: {}", event.text)),
             Output::Exit { clean: true, .. } => self.crash(member, false),
+            Output::Exit { .. } if self.failing_disks.remove(&member) => {
+                self.crash(member, false);
+                self.schedule(self.now_us + 500_000, Event::Restart { member });
+            }
             Output::Exit { clean: false, reason } => return Err(format!("m{member} ended itself: {reason}")),
         }
         Ok(())
@@ -460,8 +495,15 @@ impl World {
         let process = &mut self.processes[member];
         let Some(running) = &mut process.running else { return Ok(()) };
         process.disk.skip_syncs(skip_sync);
-        let written = running.finish_write().map_err(|error| format!("m{member}: {error}"))?;
+        let outcome = running.finish_write();
         process.disk.skip_syncs(false);
+        let written = match outcome {
+            Ok(written) => written,
+            Err(error) if self.failing_disks.contains(&member) => {
+                return self.give(member, Input::WriteFailed { error });
+            }
+            Err(error) => return Err(format!("m{member}: {error}")),
+        };
         for one in written {
             self.give(member, Input::Written(one))?;
         }
@@ -542,6 +584,9 @@ impl World {
         let now = self.now_us;
         let Some(link) = self.links.get_mut(&id) else { return Ok(()) };
         let to = link.other(from);
+        if link.is_silent {
+            return Ok(());
+        }
         if !self.conditions.passes(from, to) {
             let since = *link.stalled_since_us.get_or_insert(now);
             if now > since + LINK_BREAKS_AFTER_US {

@@ -21,7 +21,8 @@ fn the_simulated_disk_keeps_the_promises_of_a_file_system() {
     }
 }
 
-/// One life after the other, each ended by a crash at a random call to the disk, within a write or within a recovery.
+/// One life after the other, each ended by a crash or a failed sync, within a write or within a recovery. After a failed
+/// sync the page cache shows what the disk does not hold; what a recovery reports must survive a power loss all the same.
 #[test]
 fn what_was_reported_survives_any_crash_and_a_torn_write_is_all_or_nothing() {
     for seed in 0..100 {
@@ -48,14 +49,17 @@ fn run(seed: u64) {
         let found =
             found.unwrap_or_else(|| panic!("seed {seed}, life {life}: no possible state is there: {compared:?}"));
         let mut settled = possible.swap_remove(found);
+        possible = vec![settled.clone()];
         let mut workload = Workload::new(rng.split(life));
-        for _ in 0..rng.range(1, 60) {
+        for _ in 0..rng.range(0, 60) {
             let count = rng.range(1, 4);
             let mut after = settled.clone();
             let batches: Vec<Batch> = (0..count).map(|_| workload.batch(&mut after)).collect();
             let dies = rng.chance(3);
             if dies {
                 disk.die_after(rng.range(0, 8));
+            } else if rng.chance(2) {
+                disk.fail_next_sync();
             }
             match journal.write_many(&batches) {
                 Ok(written) => {
