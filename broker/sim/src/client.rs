@@ -21,6 +21,8 @@ const PATIENCE_US: u64 = 15_000_000;
 const WINDOW: usize = 64;
 /// Connections that a client makes at most, to number its channels.
 const CHANNELS_PER_CLIENT: u32 = 10_000;
+/// A client closes its connection in an orderly way about once in so many looks.
+const TICKS_PER_CLOSE: u64 = 800;
 /// Acks after which a consumer asks for a synchronous reply.
 const ACKS_PER_SYNC: usize = 16;
 
@@ -38,6 +40,8 @@ pub enum Role {
         /// Unacked messages that it accepts.
         prefetch: u16,
     },
+    /// Takes messages one by one with `basic.get`, and acks them.
+    Getter,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +49,8 @@ enum Stage {
     Disconnected,
     Handshake,
     Ready,
+    /// It sent `connection.close`: whatever it published or acked before is durable once the answer is here.
+    Closing,
 }
 
 /// One client.
@@ -66,6 +72,8 @@ pub struct Client {
     next_number: u64,
     confirmed: u64,
     unconfirmed: BTreeSet<u64>,
+    /// Without confirms only `connection.close-ok` proves anything.
+    has_confirms: bool,
     // A consumer's.
     partial: Option<Partial>,
     held: Vec<(u64, MessageId)>,
@@ -101,6 +109,7 @@ impl Client {
             next_number: 1,
             confirmed: 0,
             unconfirmed: BTreeSet::new(),
+            has_confirms: true,
             partial: None,
             held: Vec::new(),
             acked: Vec::new(),
@@ -121,7 +130,9 @@ impl Client {
     pub fn is_done(&self) -> bool {
         match self.role {
             Role::Producer { total } => self.confirmed >= total && self.unconfirmed.is_empty(),
-            Role::Consumer { .. } => self.held.is_empty() && self.acked.is_empty() && self.awaiting_sync.is_empty(),
+            Role::Consumer { .. } | Role::Getter => {
+                self.held.is_empty() && self.acked.is_empty() && self.awaiting_sync.is_empty()
+            }
         }
     }
 
@@ -141,6 +152,7 @@ impl Client {
         self.connections += 1;
         self.next_number = 1;
         self.unconfirmed.clear();
+        self.has_confirms = self.rng.chance(75);
         self.partial = None;
         self.held.clear();
         // Their acks may or may not have arrived: nothing is claimed about them.
@@ -191,6 +203,37 @@ impl Client {
         match self.role {
             Role::Producer { total } => self.publish_some(now_us, total, ledger),
             Role::Consumer { .. } => self.settle_some(now_us),
+            Role::Getter => self.get_one(now_us),
+        }
+        if !self.draining && self.rng.range(0, TICKS_PER_CLOSE) == 0 {
+            self.close(now_us);
+        }
+    }
+
+    /// Ends the connection in an orderly way.
+    fn close(&mut self, now_us: u64) {
+        self.stage = Stage::Closing;
+        self.waiting_since = Some(now_us);
+        self.notes.push("closes".into());
+        let reply_text = ShortStr::from_static("done");
+        self.send_connection(&Method::ConnectionClose { reply_code: 200, reply_text, class_id: 0, method_id: 0 });
+    }
+
+    fn closed(&mut self, ledger: &mut Ledger) {
+        for number in std::mem::take(&mut self.unconfirmed) {
+            ledger.confirmed(self.message(number));
+            self.confirmed += 1;
+        }
+        let mut durable = std::mem::take(&mut self.awaiting_sync);
+        durable.append(&mut self.acked);
+        self.acks_are_durable(&durable, ledger);
+        self.gave_up = true;
+    }
+
+    fn acks_are_durable(&mut self, acked: &[MessageId], ledger: &mut Ledger) {
+        if !acked.is_empty() {
+            self.notes.push(format!("acks durable: {}", summary(acked)));
+            ledger.acks_durable(acked);
         }
     }
 
@@ -245,6 +288,12 @@ impl Client {
             Method::BasicConsumeOk { .. } => self.ready(),
             Method::BasicAck { delivery_tag, multiple } => self.confirmed(now_us, delivery_tag, multiple, ledger),
             Method::BasicNack { delivery_tag, multiple, .. } => self.refused(delivery_tag, multiple, ledger),
+            Method::BasicGetOk { delivery_tag, redelivered, .. } => {
+                self.got(ledger);
+                self.partial = Some(Partial { tag: delivery_tag, redelivered, size: None, body: Vec::new() });
+            }
+            Method::BasicGetEmpty { .. } => self.got(ledger),
+            Method::ConnectionCloseOk {} => self.closed(ledger),
             Method::BasicDeliver { delivery_tag, redelivered, .. } => {
                 self.partial = Some(Partial { tag: delivery_tag, redelivered, size: None, body: Vec::new() });
             }
@@ -268,7 +317,8 @@ impl Client {
 
     fn declared(&mut self) {
         match self.role {
-            Role::Producer { .. } => self.send(&Method::ConfirmSelect { no_wait: false }),
+            Role::Producer { .. } if self.has_confirms => self.send(&Method::ConfirmSelect { no_wait: false }),
+            Role::Producer { .. } | Role::Getter => self.ready(),
             Role::Consumer { prefetch } => self.qos(prefetch),
         }
     }
@@ -292,8 +342,7 @@ impl Client {
             });
         } else {
             let durable = std::mem::take(&mut self.awaiting_sync);
-            self.notes.push(format!("acks durable: {}", summary(&durable)));
-            ledger.acks_durable(&durable);
+            self.acks_are_durable(&durable, ledger);
         }
     }
 
@@ -306,6 +355,9 @@ impl Client {
         for _ in 0..self.rng.range(1, 6) {
             let is_enough = self.confirmed + self.unconfirmed.len() as u64 >= total;
             if is_enough || self.unconfirmed.len() >= WINDOW {
+                if !self.has_confirms && !self.unconfirmed.is_empty() {
+                    self.close(now_us);
+                }
                 return;
             }
             let id = self.message(self.next_number);
@@ -313,7 +365,9 @@ impl Client {
             self.next_number += 1;
             ledger.sent(id);
             self.publish(id);
-            self.waiting_since.get_or_insert(now_us);
+            if self.has_confirms {
+                self.waiting_since.get_or_insert(now_us);
+            }
         }
     }
 
@@ -368,6 +422,26 @@ impl Client {
             self.notes.push(format!("tag {}: {}.{}{flag}", partial.tag, id.producer, id.number));
             self.held.push((partial.tag, id));
         }
+    }
+
+    fn get_one(&mut self, now_us: u64) {
+        if self.waiting_since.is_some() || self.partial.is_some() {
+            return;
+        }
+        for (tag, id) in std::mem::take(&mut self.held) {
+            self.send(&Method::BasicAck { delivery_tag: tag, multiple: false });
+            self.acked.push(id);
+        }
+        self.awaiting_sync = std::mem::take(&mut self.acked);
+        self.waiting_since = Some(now_us);
+        self.send(&Method::BasicGet { queue: ShortStr::truncated(&self.queue), no_ack: false });
+    }
+
+    /// A synchronous reply: earlier acks are durable.
+    fn got(&mut self, ledger: &mut Ledger) {
+        self.waiting_since = None;
+        let durable = std::mem::take(&mut self.awaiting_sync);
+        self.acks_are_durable(&durable, ledger);
     }
 
     fn settle_some(&mut self, now_us: u64) {

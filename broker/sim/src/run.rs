@@ -107,6 +107,9 @@ fn add_workload(world: &mut World, rng: &mut Rng) {
         for _ in 0..1 + rng.index(2) {
             world.add_client(queue, Role::Consumer { prefetch: rng.range(1, 50) as u16 });
         }
+        if rng.chance(50) {
+            world.add_client(queue, Role::Getter);
+        }
     }
 }
 
