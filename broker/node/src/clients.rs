@@ -183,3 +183,89 @@ enum Ended {
 fn gone(_: CoreGone) -> io::Error {
     io::Error::other("the process is ending")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dev::certificates::Authority;
+    use crate::inbox::Lanes;
+    use crate::tls::Certificates;
+    use bytes::Bytes;
+    use rustls::pki_types::ServerName;
+    use tokio_rustls::TlsConnector;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    async fn next(lanes: &mut Lanes) -> Arrival {
+        timeout(PATIENCE, lanes.clients.recv()).await.expect("an arrival in time").unwrap().arrival
+    }
+
+    /// Sends `ping`, and reads to the end what the other side of `lanes` answers before it closes.
+    async fn converse(stream: impl AsyncRead + AsyncWrite, lanes: &mut Lanes, plain: bool) {
+        let (mut reader, mut writer) = tokio::io::split(stream);
+        writer.write_all(b"ping").await.unwrap();
+        let Arrival::Client { plain_port, handle, .. } = next(lanes).await else { panic!("a new client first") };
+        assert_eq!(plain_port, plain);
+        let Arrival::Input(Input::ClientBytes { bytes, .. }) = next(lanes).await else { panic!("then its bytes") };
+        assert_eq!(bytes, "ping");
+        handle.out.write(vec![Bytes::from_static(b"refused: "), Bytes::from(vec![b'x'; 100_000])]);
+        handle.out.close();
+        // Bytes that nobody reads must not cost the client the answer.
+        writer.write_all(&[0; 1000]).await.unwrap();
+        let mut answer = Vec::new();
+        timeout(PATIENCE, reader.read_to_end(&mut answer)).await.expect("an end in time").unwrap();
+        assert_eq!((answer.len(), &answer[..9]), (100_009, &b"refused: "[..]));
+    }
+
+    async fn until_closed(lanes: &mut Lanes) -> u64 {
+        let mut written = 0;
+        loop {
+            match next(lanes).await {
+                Arrival::Input(Input::ClientWritten { total, .. }) => written = total,
+                Arrival::Input(Input::ClientClosed { .. }) => return written,
+                _ => {}
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn bytes_pass_with_and_without_tls_and_the_last_ones_are_readable_after_a_close() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Authority::load_or_create(dir.path()).unwrap().issue("m", &["localhost"]).unwrap();
+        let certificates = Certificates::load(&files).unwrap();
+        for tls in [false, true] {
+            let (inbox, mut lanes) = Inbox::new();
+            let listener = crate::listen::listen("127.0.0.1:0".parse().unwrap(), "amqp").unwrap();
+            let address = listener.local_addr().unwrap();
+            let server = tls.then(|| certificates.server_for_clients().unwrap());
+            tokio::spawn(Clients::new(inbox, NodeMetrics::new(), 10).serve(listener, server));
+            let stream = TcpStream::connect(address).await.unwrap();
+            if tls {
+                let name = ServerName::try_from("localhost").unwrap();
+                let connector = TlsConnector::from(certificates.client().unwrap());
+                converse(connector.connect(name, stream).await.unwrap(), &mut lanes, false).await;
+            } else {
+                converse(stream, &mut lanes, true).await;
+            }
+            assert_eq!(until_closed(&mut lanes).await, 100_009, "all of it is reported as taken");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_paused_client_is_not_read_until_it_may_go_on() {
+        let (inbox, mut lanes) = Inbox::new();
+        let listener = crate::listen::listen("127.0.0.1:0".parse().unwrap(), "amqp").unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(Clients::new(inbox, NodeMetrics::new(), 10).serve(listener, None));
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let Arrival::Client { handle, .. } = next(&mut lanes).await else { panic!("a new client first") };
+        handle.paused.send_replace(true);
+        // A read that was under way when the pause came may still deliver; nothing after it does.
+        stream.write_all(b"1").await.unwrap();
+        let _ = timeout(Duration::from_millis(200), lanes.clients.recv()).await;
+        stream.write_all(b"2").await.unwrap();
+        assert!(timeout(Duration::from_millis(200), lanes.clients.recv()).await.is_err(), "paused");
+        handle.paused.send_replace(false);
+        assert!(matches!(next(&mut lanes).await, Arrival::Input(Input::ClientBytes { .. })));
+    }
+}
