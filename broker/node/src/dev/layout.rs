@@ -16,6 +16,11 @@ use crate::listen::port_in_use;
 const PEER_OFFSET: u16 = 100;
 const ADMIN_OFFSET: u16 = 110;
 const HTTP_OFFSET: u16 = 120;
+/// Ports of one cluster, from its first on.
+const BLOCK_PORTS: u16 = 130;
+/// Where `--port 0` looks for a free block: below the ports that systems give to outgoing connections, which could take
+/// one between this check and the member's start.
+const FREE_PORTS: std::ops::Range<u16> = 10_000..32_000;
 /// Small machines and test suites should not fill a disk with reserved segments.
 const SEGMENT_MIB: u64 = 16;
 
@@ -46,7 +51,7 @@ impl Layout {
     /// Chooses ports (all checked to be free) and writes certificates and configurations into `dir`.
     pub fn plan(args: &DevArgs, dir: &Path) -> Result<Self, Failure> {
         refuse_other_count(args.members, dir)?;
-        let members = (0..args.members).map(|number| plan_member(args, dir, number)).collect::<Result<Vec<_>, _>>()?;
+        let members = plan_members(args, dir)?;
         let authority = Authority::load_or_create(&dir.join("certificates"))?;
         let ip = args.listen.to_string();
         let hosts = ["localhost", "127.0.0.1", "::1", &ip];
@@ -117,17 +122,33 @@ impl MemberPlan {
     }
 }
 
-fn plan_member(args: &DevArgs, dir: &Path, number: u16) -> Result<MemberPlan, Failure> {
+fn plan_members(args: &DevArgs, dir: &Path) -> Result<Vec<MemberPlan>, Failure> {
+    let at = |first: u16| (0..args.members).map(|number| plan_member(args, first, dir, number)).collect();
+    if args.port != 0 {
+        return at(args.port);
+    }
+    let start = random_u64().map_err(|error| cannot_write(dir, &error))?;
+    let blocks = u64::from((FREE_PORTS.end - FREE_PORTS.start) / BLOCK_PORTS);
+    let mut last = None;
+    for step in 0..blocks {
+        let first = FREE_PORTS.start + BLOCK_PORTS * (start.wrapping_add(step) % blocks) as u16;
+        match at(first) {
+            Err(failure) if failure.kind == ExitKind::Unavailable => last = Some(failure),
+            planned => return planned,
+        }
+    }
+    Err(last.unwrap_or_else(|| Failure::new(ExitKind::Unavailable, "there are no free ports", "give one with --port")))
+}
+
+/// A member whose ports count from `first`; each is checked to be free.
+fn plan_member(args: &DevArgs, first: u16, dir: &Path, number: u16) -> Result<MemberPlan, Failure> {
     let name = member_name(number);
     let config_file = config_file(dir, number);
     let port = |offset: u16, purpose: &str| {
-        let wanted = match args.port {
-            0 => 0,
-            first => first.checked_add(offset + number).ok_or_else(|| {
-                let problem = format!("--port {first} leaves no room for the other ports above it");
-                Failure::new(ExitKind::Config, problem, "choose a port below 65000")
-            })?,
-        };
+        let wanted = first.checked_add(offset + number).ok_or_else(|| {
+            let problem = format!("--port {first} leaves no room for the other ports above it");
+            Failure::new(ExitKind::Config, problem, "choose a port below 65000")
+        })?;
         free(SocketAddr::new(args.listen, wanted), purpose)
     };
     Ok(MemberPlan {
@@ -168,7 +189,7 @@ fn refuse_other_count(wanted: u16, dir: &Path) -> Result<(), Failure> {
     Err(Failure::new(ExitKind::Config, problem, format!("write --members {there}, or give another --data-dir")))
 }
 
-/// The address, if nobody listens on it; with port 0 one that nobody listens on.
+/// The address, if nobody listens on it.
 fn free(address: SocketAddr, purpose: &str) -> Result<SocketAddr, Failure> {
     match TcpListener::bind(address).and_then(|listener| listener.local_addr()) {
         Ok(address) => Ok(address),
