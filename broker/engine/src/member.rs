@@ -150,6 +150,8 @@ pub struct Member<R: EntryReader> {
     /// Group 0's effects for homes, with the index that must be visible before.
     pub(crate) owed_meta_effects: VecDeque<(u64, MetaEffect)>,
     pub(crate) unknown_groups_checked: bool,
+    /// Groups of the metadata wait for it to be fresh before they are born here.
+    pub(crate) births_deferred: bool,
 
     pub(crate) own_batches: u64,
     pub(crate) identity_writes: Vec<(BatchId, AfterIdentity)>,
@@ -207,6 +209,7 @@ impl<R: EntryReader> Member<R> {
             meta_replay_until: None,
             owed_meta_effects: VecDeque::new(),
             unknown_groups_checked: false,
+            births_deferred: false,
             own_batches: 0,
             identity_writes: Vec::new(),
             boot_asked: None,
@@ -320,6 +323,7 @@ impl<R: EntryReader> Member<R> {
             self.tick_admin();
             self.release_held();
             self.destroy_unknown_groups();
+            self.create_deferred_replicas();
             self.check_ready();
             self.tick_shutdown();
         }

@@ -83,6 +83,9 @@ impl<R: EntryReader> Member<R> {
         }
     }
 
+    /// A group of the metadata is born here, but only by metadata that is known to be fresh: after a restart it may show
+    /// a group whose replica here was destroyed already, and whose chosen leader would lead its first term again with
+    /// another log.
     fn create_replica(&mut self, group: GroupId) {
         let me = self.me();
         let Some(info) = self.metadata().and_then(|meta| meta.group(group)).cloned() else { return };
@@ -91,12 +94,29 @@ impl<R: EntryReader> Member<R> {
         if group == GroupId::META || !mine || host.key(group).is_some() {
             return;
         }
+        if !self.lease.fresh(self.now, self.meta_applied) {
+            self.births_deferred = true;
+            return;
+        }
         let GroupInfo { incarnation, voters, learners, preferred_leader, .. } = info;
         let leader = voters.contains(&preferred_leader).then_some(preferred_leader);
         let machine = AnyMachine::Queue(QueueMachine::new());
         let birth = GroupBirth { key: group_key(group, incarnation), voters, learners, leader, machine };
         if let Err(error) = host.create_group(birth, self.now) {
             self.event(Severity::Error, format!("group {group} cannot be made: {error}"));
+        }
+    }
+
+    /// Makes up for births that waited for fresh metadata.
+    pub(crate) fn create_deferred_replicas(&mut self) {
+        if !self.births_deferred || self.meta_replay_until.is_some() || !self.lease_fresh() {
+            return;
+        }
+        self.births_deferred = false;
+        let groups: Vec<GroupId> =
+            self.metadata().map(|meta| meta.groups().map(|(group, _)| group).collect()).unwrap_or_default();
+        for group in groups {
+            self.create_replica(group);
         }
     }
 

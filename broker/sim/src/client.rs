@@ -42,6 +42,8 @@ pub enum Role {
     },
     /// Takes messages one by one with `basic.get`, and acks them.
     Getter,
+    /// Declares queues, publishes a little into them, and deletes them again.
+    Churner,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +78,8 @@ pub struct Client {
     has_confirms: bool,
     // A consumer's.
     partial: Option<Partial>,
+    /// A churner's queues so far.
+    churned: u64,
     held: Vec<(u64, MessageId)>,
     acked: Vec<MessageId>,
     awaiting_sync: Vec<MessageId>,
@@ -111,6 +115,7 @@ impl Client {
             unconfirmed: BTreeSet::new(),
             has_confirms: true,
             partial: None,
+            churned: 0,
             held: Vec::new(),
             acked: Vec::new(),
             awaiting_sync: Vec::new(),
@@ -133,6 +138,7 @@ impl Client {
             Role::Consumer { .. } | Role::Getter => {
                 self.held.is_empty() && self.acked.is_empty() && self.awaiting_sync.is_empty()
             }
+            Role::Churner => self.draining && self.waiting_since.is_none(),
         }
     }
 
@@ -204,6 +210,7 @@ impl Client {
             Role::Producer { total } => self.publish_some(now_us, total, ledger),
             Role::Consumer { .. } => self.settle_some(now_us),
             Role::Getter => self.get_one(now_us),
+            Role::Churner => self.churn(now_us),
         }
         if !self.draining && self.rng.range(0, TICKS_PER_CLOSE) == 0 {
             self.close(now_us);
@@ -281,8 +288,13 @@ impl Client {
                 self.send_connection(&Method::ConnectionOpen { virtual_host: ShortStr::from_static("/") });
             }
             Method::ConnectionOpenOk {} => self.send(&Method::ChannelOpen {}),
-            Method::ChannelOpenOk {} => self.declare(),
+            Method::ChannelOpenOk {} if matches!(self.role, Role::Churner) => self.ready(),
+            Method::ChannelOpenOk {} => self.declare(&self.queue.clone()),
             Method::QueueDeclareOk { .. } => self.declared(),
+            Method::QueueDeleteOk { .. } => {
+                self.waiting_since = None;
+                self.churned += 1;
+            }
             Method::ConfirmSelectOk {} => self.ready(),
             Method::BasicQosOk {} => self.qos_ok(now_us, ledger),
             Method::BasicConsumeOk { .. } => self.ready(),
@@ -302,8 +314,8 @@ impl Client {
         }
     }
 
-    fn declare(&mut self) {
-        let queue = ShortStr::truncated(&self.queue);
+    fn declare(&mut self, queue: &str) {
+        let queue = ShortStr::truncated(queue);
         self.send(&Method::QueueDeclare {
             queue,
             passive: false,
@@ -320,6 +332,7 @@ impl Client {
             Role::Producer { .. } if self.has_confirms => self.send(&Method::ConfirmSelect { no_wait: false }),
             Role::Producer { .. } | Role::Getter => self.ready(),
             Role::Consumer { prefetch } => self.qos(prefetch),
+            Role::Churner => self.fill_and_delete(),
         }
     }
 
@@ -364,7 +377,7 @@ impl Client {
             self.unconfirmed.insert(self.next_number);
             self.next_number += 1;
             ledger.sent(id);
-            self.publish(id);
+            self.publish(&self.queue.clone(), id);
             if self.has_confirms {
                 self.waiting_since.get_or_insert(now_us);
             }
@@ -376,9 +389,9 @@ impl Client {
         MessageId { producer: self.id * CHANNELS_PER_CLIENT + self.connections, number }
     }
 
-    fn publish(&mut self, id: MessageId) {
+    fn publish(&mut self, queue: &str, id: MessageId) {
         let body = encode_body(id, self.rng.range(16, 600) as usize);
-        let routing_key = ShortStr::truncated(&self.queue);
+        let routing_key = ShortStr::truncated(queue);
         self.send(&Method::BasicPublish {
             exchange: ShortStr::default(),
             routing_key,
@@ -422,6 +435,26 @@ impl Client {
             self.notes.push(format!("tag {}: {}.{}{flag}", partial.tag, id.producer, id.number));
             self.held.push((partial.tag, id));
         }
+    }
+
+    fn churned_queue(&self) -> String {
+        format!("{}-{}-{}", self.queue, self.id, self.churned)
+    }
+
+    fn churn(&mut self, now_us: u64) {
+        if self.waiting_since.is_none() && !self.draining && self.rng.chance(10) {
+            self.waiting_since = Some(now_us);
+            self.declare(&self.churned_queue());
+        }
+    }
+
+    fn fill_and_delete(&mut self) {
+        let queue = self.churned_queue();
+        for number in 0..self.rng.range(0, 4) {
+            self.publish(&queue, MessageId { producer: self.id * CHANNELS_PER_CLIENT, number });
+        }
+        let queue = ShortStr::truncated(&queue);
+        self.send(&Method::QueueDelete { queue, if_unused: false, if_empty: false, no_wait: false });
     }
 
     fn get_one(&mut self, now_us: u64) {

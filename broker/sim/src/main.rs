@@ -7,7 +7,7 @@ use std::time::Instant;
 use clap::{Parser, ValueEnum};
 use holdfast_sim::mutants::Mutation;
 use holdfast_sim::replicas;
-use holdfast_sim::run::{Failure, Summary, run_seed};
+use holdfast_sim::run::{Failure, Summary, Watch, run_seed};
 
 /// What is simulated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -30,6 +30,9 @@ struct Arguments {
     /// Only this seed, with a line for everything that happens.
     #[arg(long)]
     seed: Option<u64>,
+    /// With `--seed`: a group whose every change is printed too.
+    #[arg(long)]
+    watch: Option<u64>,
     /// Plant a bug; the run then succeeds when a seed finds it.
     #[arg(long)]
     mutation: Option<String>,
@@ -55,13 +58,13 @@ fn main() -> std::process::ExitCode {
         },
     };
     if let Some(seed) = arguments.seed {
-        return one(arguments.profile, seed, mutation);
+        return one(&arguments, seed, mutation);
     }
     many(&arguments, mutation)
 }
 
-fn one(profile: Profile, seed: u64, mutation: Option<Mutation>) -> std::process::ExitCode {
-    match run(profile, seed, mutation, true) {
+fn one(arguments: &Arguments, seed: u64, mutation: Option<Mutation>) -> std::process::ExitCode {
+    match run(arguments.profile, seed, mutation, Some(Watch { group: arguments.watch })) {
         Ok(summary) => {
             println!("seed {seed}: {summary:?}");
             std::process::ExitCode::SUCCESS
@@ -73,11 +76,11 @@ fn one(profile: Profile, seed: u64, mutation: Option<Mutation>) -> std::process:
     }
 }
 
-fn run(profile: Profile, seed: u64, mutation: Option<Mutation>, live: bool) -> Result<Summary, Box<Failure>> {
+fn run(profile: Profile, seed: u64, mutation: Option<Mutation>, live: Option<Watch>) -> Result<Summary, Box<Failure>> {
     if profile == Profile::Cluster {
         return run_seed(seed, mutation, live);
     }
-    let outcome = replicas::run_seed(seed, live);
+    let outcome = replicas::run_seed(seed, live.is_some());
     let outcome = outcome.map_err(|(what, trace)| Box::new(Failure { seed, what, trace }))?;
     Ok(Summary {
         confirmed: outcome.confirmed,
@@ -104,7 +107,7 @@ fn many(arguments: &Arguments, mutation: Option<Mutation>) -> std::process::Exit
                     if seed >= end {
                         return;
                     }
-                    match run(arguments.profile, seed, mutation, false) {
+                    match run(arguments.profile, seed, mutation, None) {
                         Ok(summary) => note(&done, summary, start),
                         Err(found) => {
                             stop.store(true, Ordering::Relaxed);

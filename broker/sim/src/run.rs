@@ -45,11 +45,18 @@ pub struct Failure {
     pub trace: Vec<String>,
 }
 
-/// Runs one seed.
+/// A run that prints everything as it happens.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Watch {
+    /// A group whose every change is printed too.
+    pub group: Option<u64>,
+}
+
+/// Runs one seed; with `live`, before the eyes of a person.
 ///
 /// # Errors
 /// The broken invariant with the trace that led to it.
-pub fn run_seed(seed: u64, mutation: Option<Mutation>, live: bool) -> Result<Summary, Box<Failure>> {
+pub fn run_seed(seed: u64, mutation: Option<Mutation>, live: Option<Watch>) -> Result<Summary, Box<Failure>> {
     crate::mutants::plant(mutation);
     let mut rng = Rng::new(seed);
     let fail = |what: String, world: Option<&World>| {
@@ -57,7 +64,8 @@ pub fn run_seed(seed: u64, mutation: Option<Mutation>, live: bool) -> Result<Sum
         Box::new(Failure { seed, what, trace })
     };
     let mut world = World::new(&mut rng, mutation).map_err(|what| fail(what, None))?;
-    world.trace.live = live;
+    world.trace.live = live.is_some();
+    world.watched = live.and_then(|watch| watch.group);
     let outcome = play(&mut world, &mut rng);
     outcome.map_err(|what| fail(what, Some(&world)))
 }
@@ -83,7 +91,11 @@ fn play(world: &mut World, rng: &mut Rng) -> Result<Summary, String> {
     judge(world)
 }
 
-fn found(world: &mut World) -> Result<(), String> {
+/// Founds the cluster.
+///
+/// # Errors
+/// When it does not come up in time.
+pub fn found(world: &mut World) -> Result<(), String> {
     world.bootstrap(0)?;
     let end = world.now_us + SETTLES_WITHIN_US;
     while !(world.founded() && all_ready(world)) {
@@ -99,6 +111,9 @@ fn all_ready(world: &World) -> bool {
 }
 
 fn add_workload(world: &mut World, rng: &mut Rng) {
+    if rng.chance(40) {
+        world.add_client("churn", Role::Churner);
+    }
     let queues = ["orders", "events"];
     for queue in &queues[..1 + rng.index(queues.len())] {
         for _ in 0..2 {

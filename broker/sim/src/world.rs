@@ -7,6 +7,7 @@ use bytes::Bytes;
 use holdfast_engine::admin::{AdminAction, AdminRequest, ExpectedMember, UserCredentials};
 use holdfast_engine::{AdminRequestId, ConnId, Input, LinkId, LinkOrigin, Output};
 use holdfast_journal::Op;
+use holdfast_queue::ids::GroupId;
 use holdfast_queue::time::Instant;
 
 use crate::client::{Client, Role};
@@ -84,6 +85,9 @@ pub struct World {
     pub wall_offset_ms: Vec<i64>,
     /// Planted bug, if any.
     pub mutation: Option<Mutation>,
+    /// A group whose every change goes into the trace.
+    pub watched: Option<u64>,
+    watched_states: BTreeMap<usize, String>,
     /// Lines of what happened, the last of them first to go.
     pub trace: crate::trace::Trace,
     rng: Rng,
@@ -119,6 +123,8 @@ impl World {
             invariants: Invariants::default(),
             wall_offset_ms: vec![0; MEMBERS],
             mutation,
+            watched: None,
+            watched_states: BTreeMap::new(),
             trace: crate::trace::Trace::default(),
             rng: rng.split(1),
             network_rng: rng.split(2),
@@ -295,7 +301,32 @@ impl World {
         Ok(true)
     }
 
+    fn watch(&mut self) {
+        let Some(group) = self.watched.map(GroupId) else { return };
+        for (member, process) in self.processes.iter().enumerate() {
+            let host = process.running.as_ref().and_then(|running| running.member.host());
+            let state = match host.and_then(|host| host.status(group)) {
+                None => "none".to_owned(),
+                Some(status) => format!(
+                    "{:?} term {} commit {} applied {} last {} checkpoint {} {}",
+                    status.role,
+                    status.term,
+                    status.commit,
+                    status.applied,
+                    status.last,
+                    status.checkpoint,
+                    status.quarantined.unwrap_or_default()
+                ),
+            };
+            if self.watched_states.get(&member) != Some(&state) {
+                self.trace.note(self.now_us, format!("m{member} group {group}: {state}"));
+                self.watched_states.insert(member, state);
+            }
+        }
+    }
+
     fn check(&mut self) -> Result<(), String> {
+        self.watch();
         for (queue, ledger) in &self.ledgers {
             if let Some(violation) = ledger.violations().first() {
                 return Err(format!("queue {queue}: {violation}"));

@@ -29,7 +29,7 @@ fn found_by(bug: Mutation) -> Option<u64> {
                     if seed > SEEDS {
                         return;
                     }
-                    if let Err(failure) = run_seed(seed, Some(bug), false) {
+                    if let Err(failure) = run_seed(seed, Some(bug), None) {
                         println!("{} was found by seed {seed}: {}", bug.name(), failure.what);
                         found.store(seed, Ordering::Relaxed);
                     }
