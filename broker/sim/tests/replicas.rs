@@ -4,7 +4,7 @@ use holdfast_sim::replicas::run_seed;
 
 #[test]
 fn replicas_agree_and_keep_what_was_confirmed_under_any_faults() {
-    for seed in 1..=10 {
+    for seed in 1..=5 {
         if let Err((what, trace)) = run_seed(seed, false) {
             panic!("seed {seed}: {what}\n{}", trace.join("\n"));
         }
