@@ -1,16 +1,19 @@
 //! The world of one run: three machines, a network, clients, and an agenda of events in virtual time.
 
+mod clients;
+mod links;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use bytes::Bytes;
 use holdfast_engine::admin::{AdminAction, AdminRequest, ExpectedMember, UserCredentials};
-use holdfast_engine::{AdminRequestId, ConnId, Input, LinkId, LinkOrigin, Output};
+use holdfast_engine::{AdminRequestId, Input, Output};
 use holdfast_journal::Op;
 use holdfast_queue::ids::GroupId;
 use holdfast_queue::time::Instant;
 
-use crate::client::{Client, Role};
+use crate::client::Client;
 use crate::invariants::Invariants;
 use crate::ledger::Ledger;
 use crate::mutants::Mutation;
@@ -215,16 +218,6 @@ impl World {
         let _ = running.finish_write();
     }
 
-    fn end_clients_of(&mut self, member: usize) {
-        for client in 0..self.clients.len() {
-            if let Some(attached) = self.attached[client].filter(|attached| attached.member == member) {
-                let at = self.now_us + self.network_rng.range(100, 5_000);
-                let connection = attached.connection;
-                self.schedule(at, Event::ClientEnd { client, connection });
-            }
-        }
-    }
-
     /// The next sync of a member's disk fails; the process must end, and starts again.
     pub fn fail_disk(&mut self, member: usize) {
         if self.processes[member].running.is_some() {
@@ -242,17 +235,6 @@ impl World {
         let life = process.life;
         self.trace.note(self.now_us, format!("m{member} is stopped for {} ms", for_us / 1000));
         self.schedule(until, Event::Resume { member, life });
-    }
-
-    /// Adds a client.
-    pub fn add_client(&mut self, queue: &str, role: Role) -> usize {
-        let client = self.clients.len();
-        let rng = self.rng.split(100 + client as u64);
-        self.clients.push(Client::new(client as u32 + 1, queue, role, rng));
-        self.attached.push(None);
-        self.ledgers.entry(queue.to_owned()).or_default();
-        self.schedule(self.now_us, Event::ClientTick { client });
-        client
     }
 
     /// Asks one member to found the cluster; the answer shows in [`World::founded`].
@@ -481,15 +463,6 @@ impl World {
         Ok(())
     }
 
-    /// Breaks every connection of a client.
-    pub fn cut_client(&mut self, client: usize) {
-        if let Some(attached) = self.attached[client] {
-            self.schedule(self.now_us, Event::ClientEnd { client, connection: attached.connection });
-        }
-    }
-
-    /// Which member holds most leaderships, if any.
-    #[must_use]
     pub fn busiest_leader(&self) -> Option<usize> {
         let leading = |process: &Process| {
             let running = process.running.as_ref()?;
@@ -553,215 +526,5 @@ impl World {
             Some(Mutation::FollowerRepliesEarly) => !writes_what_it_leads(),
             _ => false,
         }
-    }
-
-    fn link_of(&self, member: usize, link: LinkId) -> Option<u64> {
-        self.processes[member].running.as_ref()?.links.get(&link).copied()
-    }
-
-    /// A link has one number for the world and for both members.
-    fn dial(&mut self, member: usize, life: u64, address: &str) -> Result<(), String> {
-        let now = self.now_us;
-        if self.processes[member].life != life {
-            return Ok(());
-        }
-        let linked = self.links.values().any(|link| link.ends[0] == member && link.address == address);
-        let Some(running) = &mut self.processes[member].running else { return Ok(()) };
-        let Some(backoff) = running.dials.get_mut(address) else { return Ok(()) };
-        if linked {
-            return Ok(());
-        }
-        let wait = *backoff;
-        *backoff = (*backoff * 2).min(1_000_000);
-        let target = self.processes.iter().position(|process| process.address == address);
-        let reachable = target.filter(|target| {
-            self.processes[*target].running.is_some()
-                && self.conditions.passes(member, *target)
-                && self.conditions.passes(*target, member)
-        });
-        let Some(target) = reachable else {
-            self.schedule(now + wait, Event::Dial { member, life, address: address.to_owned() });
-            return Ok(());
-        };
-        if let Some(backoff) = self.processes[member].running.as_mut().and_then(|r| r.dials.get_mut(address)) {
-            *backoff = 50_000;
-        }
-        let id = self.next_link;
-        self.next_link += 1;
-        self.links.insert(id, Link::new(member, target, address));
-        for end in [member, target] {
-            if let Some(running) = &mut self.processes[end].running {
-                running.links.insert(LinkId(id), id);
-            }
-        }
-        let origin = LinkOrigin::Dialled { address: address.to_owned() };
-        self.give(member, Input::LinkUp { link: LinkId(id), origin })?;
-        let from = self.processes[member].address.clone();
-        if self.links.contains_key(&id) {
-            self.give(target, Input::LinkUp { link: LinkId(id), origin: LinkOrigin::Accepted { from } })?;
-        }
-        Ok(())
-    }
-
-    fn link_send(&mut self, member: usize, link: LinkId, bytes: Bytes) {
-        let delay = self.conditions.delay_us(&mut self.network_rng);
-        let now = self.now_us;
-        let Some(state) = self.links.get_mut(&link.0) else { return };
-        let at = state.arrival(member, now, delay);
-        self.schedule(at, Event::Frame { link: link.0, from: member, bytes });
-    }
-
-    fn frame(&mut self, id: u64, from: usize, bytes: Bytes) -> Result<(), String> {
-        let now = self.now_us;
-        let Some(link) = self.links.get_mut(&id) else { return Ok(()) };
-        let to = link.other(from);
-        if link.is_silent {
-            return Ok(());
-        }
-        if !self.conditions.passes(from, to) {
-            let since = *link.stalled_since_us.get_or_insert(now);
-            if now > since + LINK_BREAKS_AFTER_US {
-                self.break_link(id, "no acknowledgement for too long");
-                return Ok(());
-            }
-            // TCP tries again later; order within the link is kept, since all of them wait in order.
-            let at = link.arrival(from, now, 50_000);
-            self.schedule(at, Event::Frame { link: id, from, bytes });
-            return Ok(());
-        }
-        link.stalled_since_us = None;
-        self.give(to, Input::LinkFrame { link: LinkId(id), bytes })
-    }
-
-    fn break_link(&mut self, id: u64, reason: &str) {
-        let Some(link) = self.links.remove(&id) else { return };
-        for end in link.ends {
-            if let Some(running) = &mut self.processes[end].running {
-                running.links.remove(&LinkId(id));
-                let _ = self.give(end, Input::LinkDown { link: LinkId(id), reason: reason.to_owned() });
-            }
-        }
-        let (member, address) = (link.ends[0], link.address);
-        let life = self.processes[member].life;
-        if let Some(running) = &self.processes[member].running
-            && running.dials.contains_key(&address)
-        {
-            self.schedule(self.now_us + 1_000, Event::Dial { member, life, address });
-        }
-    }
-
-    fn send_to_client(&mut self, member: usize, conn: ConnId, bytes: Option<Bytes>) {
-        let found = self.attached.iter().position(|attached| {
-            attached.is_some_and(|attached| attached.connection == conn.0 && attached.member == member)
-        });
-        let Some(client) = found else { return };
-        let at = self.client_arrival(conn.0, false);
-        match bytes {
-            Some(bytes) => {
-                self.schedule(at, Event::ClientBytes { client, connection: conn.0, to_member: false, bytes });
-            }
-            None => self.schedule(at, Event::ClientEnd { client, connection: conn.0 }),
-        }
-    }
-
-    fn client_arrival(&mut self, connection: u64, to_member: bool) -> u64 {
-        let at = self.now_us + self.network_rng.range(50, 500);
-        let last = self.last_client_arrival.entry((connection, to_member)).or_default();
-        *last = at.max(*last + 1);
-        *last
-    }
-
-    fn client_bytes(&mut self, client: usize, connection: u64, to_member: bool, bytes: Bytes) -> Result<(), String> {
-        let Some(attached) = self.attached[client].filter(|attached| attached.connection == connection) else {
-            return Ok(());
-        };
-        if to_member {
-            if self.processes[attached.member].life != attached.life {
-                return Ok(());
-            }
-            return self.give(attached.member, Input::ClientBytes { conn: ConnId(connection), bytes });
-        }
-        let total = bytes.len() as u64;
-        let state = &mut self.clients[client];
-        if let Some(ledger) = self.ledgers.get_mut(&state.queue) {
-            state.received(self.now_us, bytes, ledger);
-        }
-        self.client_written(attached, connection, total)?;
-        self.client_sends(client);
-        Ok(())
-    }
-
-    fn client_written(&mut self, attached: Attached, connection: u64, bytes: u64) -> Result<(), String> {
-        let total = self.client_read.entry(connection).or_default();
-        *total += bytes;
-        let total = *total;
-        if self.processes[attached.member].life != attached.life {
-            return Ok(());
-        }
-        self.give(attached.member, Input::ClientWritten { conn: ConnId(connection), total })
-    }
-
-    fn take_notes(&mut self, client: usize) {
-        let id = self.clients[client].id;
-        for note in std::mem::take(&mut self.clients[client].notes) {
-            self.trace.note(self.now_us, format!("c{id} {note}"));
-        }
-    }
-
-    fn client_sends(&mut self, client: usize) {
-        self.take_notes(client);
-        let Some(attached) = self.attached[client] else { return };
-        let connection = attached.connection;
-        if let Some(bytes) = self.clients[client].take_outgoing() {
-            let at = self.client_arrival(connection, true);
-            self.schedule(at, Event::ClientBytes { client, connection, to_member: true, bytes });
-        }
-        if self.clients[client].wants_to_close() {
-            let at = self.client_arrival(connection, true);
-            self.schedule(at, Event::ClientEnd { client, connection });
-        }
-    }
-
-    fn client_end(&mut self, client: usize, connection: u64) -> Result<(), String> {
-        let Some(attached) = self.attached[client].filter(|attached| attached.connection == connection) else {
-            return Ok(());
-        };
-        self.attached[client] = None;
-        self.clients[client].disconnected();
-        if self.processes[attached.member].life == attached.life {
-            self.give(attached.member, Input::ClientClosed { conn: ConnId(connection) })?;
-        }
-        Ok(())
-    }
-
-    fn client_tick(&mut self, client: usize) -> Result<(), String> {
-        let jitter = self.rng.range(0, CLIENT_TICK_US);
-        self.schedule(self.now_us + CLIENT_TICK_US + jitter, Event::ClientTick { client });
-        if self.attached[client].is_none() {
-            return self.connect_client(client);
-        }
-        let state = &mut self.clients[client];
-        if let Some(ledger) = self.ledgers.get_mut(&state.queue) {
-            state.tick(self.now_us, ledger);
-        }
-        self.client_sends(client);
-        Ok(())
-    }
-
-    fn connect_client(&mut self, client: usize) -> Result<(), String> {
-        let member = self.rng.index(MEMBERS);
-        let process = &self.processes[member];
-        if process.running.is_none() || process.is_paused(self.now_us) {
-            return Ok(());
-        }
-        let connection = self.next_connection;
-        self.next_connection += 1;
-        self.attached[client] = Some(Attached { connection, member, life: process.life });
-        let peer = format!("client-{client}");
-        let conn = ConnId(connection);
-        self.give(member, Input::ClientConnected { conn, peer, tls_subject: None, plain_port: true })?;
-        self.clients[client].connected(self.now_us);
-        self.client_sends(client);
-        Ok(())
     }
 }
