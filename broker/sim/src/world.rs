@@ -463,6 +463,8 @@ impl World {
         Ok(())
     }
 
+    /// Which member holds most leaderships, if any.
+    #[must_use]
     pub fn busiest_leader(&self) -> Option<usize> {
         let leading = |process: &Process| {
             let running = process.running.as_ref()?;

@@ -35,9 +35,6 @@ impl World {
         }
     }
 
-    /// Which member holds most leaderships, if any.
-    #[must_use]
-
     pub(super) fn send_to_client(&mut self, member: usize, conn: ConnId, bytes: Option<Bytes>) {
         let found = self.attached.iter().position(|attached| {
             attached.is_some_and(|attached| attached.connection == conn.0 && attached.member == member)
