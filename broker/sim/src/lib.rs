@@ -3,6 +3,20 @@
 //! One seed gives everything. Three machines run the production `Member` and `Journal`; only sockets, disks and the
 //! clock are replaced. Clients speak real AMQP frames and keep the ledger. After every event the invariants are
 //! checked; then the faults stop, and everything must come right by itself.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `run` | one seed: founding, faults, settling, verdict |
+//! | `world` | the agenda of events in virtual time; links and client connections |
+//! | `process`, `disk` | a machine: its process comes and goes, its disk keeps what was synced, and loses or tears the rest |
+//! | `network`, `nemesis` | what lies between machines, and what befalls them; faults carry the numbers of the fault list |
+//! | `client`, `ledger` | AMQP clients, and what they were told |
+//! | `invariants` | one promise in each file, with its source |
+//! | `mutants` | planted bugs that the simulator must find |
+//! | `replicas` | replication and journal alone, for many more leader changes in the same time |
+//!
+//! Invariant: nothing here or below reads a clock, a thread or a hasher's order; the same seed and the same code give the
+//! same run, event by event. `tests/regressions.rs` keeps every bug that was found, by name.
 
 pub mod client;
 pub mod disk;
