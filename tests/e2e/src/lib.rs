@@ -8,4 +8,5 @@ pub mod install;
 pub mod kubernetes;
 pub mod ledger;
 pub mod load;
+pub mod pika;
 pub mod report;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use holdfast_e2e::ledger::Ledger;
 use holdfast_e2e::load::{Consumer, Producer, declare_durable_queue, wait_until_drained};
+use holdfast_e2e::pika;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
@@ -101,6 +102,20 @@ async fn killing_leaders_under_load_on_all_members_loses_no_confirmed_message() 
     println!("{verdict:?}");
     assert!(verdict.is_clean(), "{verdict:?}, lost {:?}", ledger.some_lost());
     assert_eq!(verdict.confirmed, 3 * EACH);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_script_that_publishes_without_confirms_and_closes_finds_every_message_after_all_members_were_killed() {
+    const COUNT: u32 = 2_000;
+    let cluster = Cluster::start().await;
+    let members = cluster.members();
+    pika::publish(&uri(members[0].amqp), "seed", COUNT).await.unwrap();
+    for member in &members {
+        cluster.kill(member);
+    }
+    cluster.ready().await;
+    let members = cluster.members();
+    assert_eq!(pika::consume(&uri(members[1].amqp), "seed", COUNT).await.unwrap(), COUNT, "in order, each once");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
