@@ -193,8 +193,8 @@ impl<R: EntryReader> Member<R> {
                         self.compare_with_metadata();
                     }
                 }
-                HostOutput::MembershipChanged { group, voters, learners, .. } => {
-                    self.membership_changed(group, voters, learners);
+                HostOutput::MembershipChanged { group, index, voters, learners } => {
+                    self.membership_changed(group, index, voters, learners);
                 }
                 HostOutput::OtherIncarnation { group, from, theirs } => self.event(
                     Severity::Warning,

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use holdfast_journal::{Batch, BatchId, EntryReader, Op};
 use holdfast_queue::AnyMachine;
-use holdfast_queue::ids::{BootId, GroupId, Incarnation, MemberId};
+use holdfast_queue::ids::{BootId, GroupId, Incarnation, MemberId, ReplicaId};
 use holdfast_queue::meta::{MetaCommand, MetaMachine, MetaReply, NewMember};
 use holdfast_queue::time::{Duration, Instant};
 use holdfast_replica::{GroupBirth, Host, HostConfig, MembershipChange, group_key};
@@ -293,9 +293,18 @@ impl<R: EntryReader> Member<R> {
     }
 
     /// A group's membership changed: the metadata records it.
-    pub(crate) fn membership_changed(&mut self, group: GroupId, voters: Vec<MemberId>, learners: Vec<MemberId>) {
+    pub(crate) fn membership_changed(
+        &mut self,
+        group: GroupId,
+        changed_at: u64,
+        voters: Vec<MemberId>,
+        learners: Vec<MemberId>,
+    ) {
         if self.leaderships.led.contains_key(&group) {
-            self.ask_metadata(MetaCommand::SetReplicas { group, voters, learners }, Waiter::Nobody);
+            let replicas = |members: Vec<MemberId>| members.into_iter().map(ReplicaId::founder).collect();
+            let (voters, learners) = (replicas(voters), replicas(learners));
+            let command = MetaCommand::SetReplicas { group, voters, learners, changed_at };
+            self.ask_metadata(command, Waiter::Nobody);
         }
     }
 

@@ -3,10 +3,8 @@
 use std::collections::BTreeSet;
 
 use holdfast_journal::EntryReader;
-use holdfast_queue::ids::{BootId, GroupId, Incarnation, MemberId, QueueId};
-use holdfast_queue::meta::{
-    Change, GroupInfo, MemberInfo, MetaCommand, MetaEffect, MetaMachine, Placement, queue_settings,
-};
+use holdfast_queue::ids::{BootId, GroupId, Incarnation, MemberId, QueueId, ReplicaId};
+use holdfast_queue::meta::{Change, MemberInfo, MetaCommand, MetaEffect, MetaMachine, Placement, queue_settings};
 use holdfast_queue::queue::{QueueCommand, QueueMachine};
 use holdfast_queue::{AnyEffect, AnyMachine};
 use holdfast_replica::{GroupBirth, group_key};
@@ -90,7 +88,7 @@ impl<R: EntryReader> Member<R> {
         let me = self.me();
         let Some(info) = self.metadata().and_then(|meta| meta.group(group)).cloned() else { return };
         let Some(host) = self.host.as_mut() else { return };
-        let mine = info.voters.contains(&me) || info.learners.contains(&me);
+        let mine = info.replicas().any(|replica| replica == ReplicaId::founder(me));
         if group == GroupId::META || !mine || host.key(group).is_some() {
             return;
         }
@@ -98,11 +96,17 @@ impl<R: EntryReader> Member<R> {
             self.births_deferred = true;
             return;
         }
-        let GroupInfo { incarnation, voters, learners, preferred_leader, .. } = info;
-        let leader = voters.contains(&preferred_leader).then_some(preferred_leader);
         let machine = AnyMachine::Queue(QueueMachine::new());
-        let birth = GroupBirth { key: group_key(group, incarnation), voters, learners, leader, machine };
-        if let Err(error) = host.create_group(birth, self.now) {
+        let key = group_key(group, info.incarnation);
+        let members = |replicas: &[ReplicaId]| replicas.iter().map(|replica| replica.member).collect();
+        let made = if info.changed_at == 0 {
+            let (voters, learners) = (members(&info.voters), members(&info.learners));
+            host.create_group(GroupBirth { key, voters, learners, leader: Some(info.first_leader), machine }, self.now)
+        } else {
+            // The founders are not known any more; what they were is in the group's log, which the leader sends.
+            host.join_group(key, machine, self.now)
+        };
+        if let Err(error) = made {
             self.event(Severity::Error, format!("group {group} cannot be made: {error}"));
         }
     }

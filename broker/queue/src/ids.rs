@@ -33,6 +33,44 @@ number!(
     BootId
 );
 
+/// One replica of a group: the member that holds it, and which of its replicas there it is. A member that left a group
+/// and comes back, or whose replica was damaged, gets another generation: to Raft it is somebody else, so that no vote
+/// and no acknowledgement of the earlier one counts for it (design §3.2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReplicaId {
+    /// Where it is.
+    pub member: MemberId,
+    /// 0 for the founders of a group; grows with each replica that is added to the group later.
+    pub generation: u32,
+}
+
+impl ReplicaId {
+    /// The replica of a member that is in the group from its birth.
+    pub const fn founder(member: MemberId) -> ReplicaId {
+        ReplicaId { member, generation: 0 }
+    }
+
+    /// What Raft calls it: the generation above the member's number, which has 32 bits.
+    pub const fn raft_id(self) -> u64 {
+        ((self.generation as u64) << 32) | self.member.0
+    }
+
+    /// The replica that Raft calls so.
+    pub const fn from_raft_id(id: u64) -> ReplicaId {
+        ReplicaId { member: MemberId(id & 0xffff_ffff), generation: (id >> 32) as u32 }
+    }
+}
+
+impl fmt::Display for ReplicaId {
+    /// The member, and the generation if it is not the first one.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.generation {
+            0 => write!(f, "{}", self.member),
+            generation => write!(f, "{}.{generation}", self.member),
+        }
+    }
+}
+
 impl GroupId {
     /// The group that holds the metadata.
     pub const META: GroupId = GroupId(0);

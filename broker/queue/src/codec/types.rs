@@ -1,7 +1,9 @@
 //! [`Codec`] for the types that the formats are made of.
 
 use super::{Codec, DecodeError, Reader, Writer, codec_struct};
-use crate::ids::{BootId, ChannelRef, ConsumerId, GroupId, Incarnation, MemberId, MessageRef, QueueId, SessionId};
+use crate::ids::{
+    BootId, ChannelRef, ConsumerId, GroupId, Incarnation, MemberId, MessageRef, QueueId, ReplicaId, SessionId,
+};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -79,6 +81,7 @@ codec_struct! {
     ChannelRef { session, channel, generation }
     ConsumerId { channel, number }
     MessageRef { index, sub }
+    ReplicaId { member, generation }
 }
 
 impl Codec for bool {

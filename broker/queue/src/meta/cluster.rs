@@ -4,9 +4,8 @@ use super::access::Grant;
 use super::command::{ExpectedMember, NewMember, NewUser};
 use super::effect::{Change, MetaReply, Refusal};
 use super::machine::{MetaMachine, Outcome};
-use super::placement;
 use super::state::{ClusterInfo, GroupInfo, MemberInfo, Placement};
-use crate::ids::{BootId, GroupId, MemberId, QueueId, SessionId};
+use crate::ids::{BootId, GroupId, Incarnation, MemberId, QueueId, SessionId};
 
 impl MetaMachine {
     /// The cluster, once it was made.
@@ -63,8 +62,7 @@ impl MetaMachine {
         changes.push(Change::Cluster);
         let added = self.add_member(first, changes)?;
         let first = self.members.keys().next().copied().unwrap_or(MemberId(1));
-        let meta = GroupInfo { voters: vec![first], preferred_leader: first, ..GroupInfo::default() };
-        self.groups.insert(GroupId::META, meta);
+        self.groups.insert(GroupId::META, GroupInfo::founded(Incarnation::default(), &[first], first));
         self.put_vhost("/", changes)?;
         if let Some(user) = user {
             let name = user.name.clone();
@@ -84,7 +82,8 @@ impl MetaMachine {
     }
 
     pub(super) fn add_member(&mut self, new: NewMember, changes: &mut Vec<Change>) -> Outcome {
-        let id = self.member_by_uuid(&new.uuid).unwrap_or_else(|| {
+        let known = self.member_by_uuid(&new.uuid);
+        let id = known.unwrap_or_else(|| {
             self.last_member += 1;
             MemberId(self.last_member)
         });
@@ -97,13 +96,16 @@ impl MetaMachine {
         if let Some(boot) = new.boot {
             self.boot_started(id, boot, changes)?;
         }
+        if known.is_none() {
+            self.replace_members_named(id, changes)?;
+            self.spread_metadata(changes);
+        }
         Ok(MetaReply::MemberAdded { member: id })
     }
 
     pub(super) fn remove_member(&mut self, id: MemberId, changes: &mut Vec<Change>) -> Outcome {
         let Some(member) = self.members.get(&id) else { return Ok(MetaReply::Done) };
-        let holds = |group: &GroupInfo| group.voters.contains(&id) || group.learners.contains(&id);
-        if let Some((group, _)) = self.groups.iter().find(|(_, group)| holds(group)) {
+        if let Some((group, _)) = self.groups.iter().find(|(_, group)| group.concerns(id)) {
             let text = format!("member '{}' still holds a replica of group {group}", member.name);
             return Err(Refusal { code: 406, text });
         }
@@ -169,29 +171,5 @@ impl MetaMachine {
         for id in ids {
             self.drop_queue(id, changes);
         }
-    }
-
-    pub(super) fn set_replicas(
-        &mut self,
-        id: GroupId,
-        voters: Vec<MemberId>,
-        learners: Vec<MemberId>,
-        changes: &mut Vec<Change>,
-    ) -> Outcome {
-        let Some(group) = self.groups.get_mut(&id) else {
-            return Err(Refusal { code: 404, text: format!("no group {id}") });
-        };
-        let before = group.clone();
-        group.voters = voters;
-        group.learners = learners;
-        if !group.voters.contains(&group.preferred_leader) {
-            group.preferred_leader = group.voters.first().copied().unwrap_or(group.preferred_leader);
-        }
-        if id != GroupId::META {
-            placement::discount(&mut self.loads, &before);
-            placement::count(&mut self.loads, group);
-        }
-        changes.push(Change::GroupChanged { group: id });
-        Ok(MetaReply::Done)
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::arguments::Arguments;
 use crate::codec::{codec_enum, codec_struct};
-use crate::ids::{BootId, GroupId, MemberId, QueueId, SessionId};
+use crate::ids::{BootId, GroupId, MemberId, QueueId, ReplicaId, SessionId};
 use bytes::Bytes;
 
 /// A command to the metadata machine. Each is answered with a [`super::MetaReply`] if it came in a numbered batch.
@@ -59,10 +59,37 @@ pub enum MetaCommand {
     SetReplicas {
         /// Which group; 0 for the metadata itself.
         group: GroupId,
-        /// Its voters.
-        voters: Vec<MemberId>,
+        /// Its voters; during a joint change those of both sides.
+        voters: Vec<ReplicaId>,
         /// Its learners.
+        learners: Vec<ReplicaId>,
+        /// Index of the change in the group's log: a record that comes late changes nothing.
+        changed_at: u64,
+    },
+    /// Sets where a group's replicas should be, and who should lead it. The mover brings the group there.
+    SetTarget {
+        /// Which group.
+        group: GroupId,
+        /// Members that should vote.
+        voters: Vec<MemberId>,
+        /// Members that should only follow.
         learners: Vec<MemberId>,
+        /// One of the voters.
+        preferred_leader: MemberId,
+    },
+    /// A replica is damaged beyond repair: its member is to get another one, under a new Raft id. A replica that the
+    /// group should not have (any more) is no error.
+    RenewReplica {
+        /// Which group.
+        group: GroupId,
+        /// The damaged one.
+        replica: ReplicaId,
+    },
+    /// Asks a member to leave: its replicas are to go elsewhere. Refused, with the reason, when a group could not have as
+    /// many voters as it should. A repeat changes nothing.
+    RetireMember {
+        /// Who.
+        member: MemberId,
     },
     /// Makes a virtual host with its pre-declared exchanges.
     PutVhost {
@@ -182,7 +209,7 @@ codec_enum!(MetaCommand, "metadata command" {
     5 => BootStarted { member, boot },
     6 => BootEnded { boot },
     7 => SessionEnded { session },
-    8 => SetReplicas { group, voters, learners },
+    8 => SetReplicas { group, voters, learners, changed_at },
     9 => PutVhost { name },
     10 => DeleteVhost { name },
     11 => PutUser { user },
@@ -195,6 +222,9 @@ codec_enum!(MetaCommand, "metadata command" {
     18 => Unbind { vhost, binding, session },
     19 => DeclareQueue { vhost, name, durable, exclusive, auto_delete, arguments, session },
     20 => DeleteQueue { queue },
+    40 => SetTarget { group, voters, learners, preferred_leader },
+    41 => RenewReplica { group, replica },
+    42 => RetireMember { member },
 });
 
 /// A member that the operator wants in the cluster.

@@ -2,7 +2,7 @@
 
 use super::command::MetaCommand;
 use super::effect::{Change, MetaEffect, MetaReply, Refusal};
-use super::placement::{self, Load};
+use super::placement::{self, Chosen, Load};
 use super::state::{ClusterInfo, ExchangeInfo, GroupInfo, MemberInfo, Owner, Placement, QueueInfo, UserInfo, Vhost};
 use crate::codec::{Batch, Codec, DecodeError, Entry, Positioned, Reader, Writer};
 use crate::ids::{BootId, GroupId, MemberId, QueueId};
@@ -36,6 +36,8 @@ pub struct MetaMachine {
     pub(super) router: Router,
     /// Derived from groups.
     pub(super) loads: BTreeMap<MemberId, Load>,
+    /// Derived from groups: those whose replicas are not where they should be.
+    pub(super) unsettled: BTreeSet<GroupId>,
 }
 
 impl MetaMachine {
@@ -117,7 +119,15 @@ impl MetaMachine {
             MetaCommand::BootStarted { member, boot } => self.boot_started(member, boot, changes),
             MetaCommand::BootEnded { boot } => self.boot_ended(boot, changes),
             MetaCommand::SessionEnded { session } => self.session_ended(session, changes),
-            MetaCommand::SetReplicas { group, voters, learners } => self.set_replicas(group, voters, learners, changes),
+            MetaCommand::SetReplicas { group, voters, learners, changed_at } => {
+                self.set_replicas(group, voters, learners, changed_at, changes)
+            }
+            MetaCommand::SetTarget { group, voters, learners, preferred_leader: leader } => {
+                self.set_target(group, Chosen { voters, learners, leader }, changes)?;
+                Ok(MetaReply::Done)
+            }
+            MetaCommand::RenewReplica { group, replica } => self.renew_replica(group, replica, changes),
+            MetaCommand::RetireMember { member } => self.retire_member(member, changes),
             MetaCommand::PutVhost { name } => self.put_vhost(&name, changes),
             MetaCommand::DeleteVhost { name } => self.delete_vhost(&name, changes),
             MetaCommand::PutUser { user } => self.put_user(user, changes),
@@ -150,6 +160,7 @@ impl MetaMachine {
     /// Builds what is derived from the rest.
     fn derive(&mut self) {
         self.loads = placement::loads(&self.groups);
+        self.unsettled = self.groups.iter().filter(|(_, group)| !group.is_settled()).map(|(id, _)| *id).collect();
         self.router = Router::of(&self.vhosts);
     }
 }

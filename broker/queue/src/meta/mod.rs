@@ -8,13 +8,16 @@ mod exchanges;
 mod machine;
 mod placement;
 mod queues;
+mod replicas;
 mod state;
 
 pub use access::Permission;
 pub use command::{Binding, Destination, ExpectedMember, MetaCommand, NewMember, NewUser};
 pub use effect::{Change, MetaEffect, MetaReply, Refusal};
 pub use machine::MetaMachine;
+pub use placement::{Chosen, Load, Wish, place};
 pub use queues::queue_settings;
 pub use state::{
-    ClusterInfo, ExchangeInfo, ExchangeKind, GroupInfo, MemberInfo, Owner, Placement, QueueInfo, UserInfo, Vhost,
+    ClusterInfo, ExchangeInfo, ExchangeKind, GroupInfo, MemberInfo, Owner, Placement, QueueInfo, Standing, Target,
+    UserInfo, Vhost,
 };

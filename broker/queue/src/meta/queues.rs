@@ -3,7 +3,7 @@
 use super::command::Destination;
 use super::effect::{Change, MetaReply, Refusal};
 use super::machine::{MetaMachine, Outcome};
-use super::placement;
+use super::placement::{self, Wish};
 use super::state::{GroupInfo, Owner, Placement, QueueInfo};
 use crate::arguments::{Arguments, Value};
 use crate::ids::{GroupId, Incarnation, QueueId, SessionId};
@@ -116,14 +116,15 @@ impl MetaMachine {
             };
             return Ok(Placement::Transient { owner: Owner { member, boot: session.boot } });
         }
-        let factor = self.factor();
-        let Some((voters, preferred_leader)) = placement::place(&self.members, &self.loads, factor, near) else {
+        let wish = Wish { voters: self.factor() as usize, leader: near, ..Wish::default() };
+        let Some(chosen) = self.place(&wish) else {
             return Err(Refusal { code: 541, text: "the cluster has no members".to_owned() });
         };
         self.last_group += 1;
         let group = GroupId(self.last_group);
         let incarnation = Incarnation { counter: 1, nonce: self.nonce(meta, group) };
-        let info = GroupInfo { incarnation, voters, learners: Vec::new(), preferred_leader, queues: [queue].into() };
+        let founded = GroupInfo::founded(incarnation, &chosen.voters, chosen.leader);
+        let info = GroupInfo { queues: [queue].into(), ..founded };
         placement::count(&mut self.loads, &info);
         self.groups.insert(group, info);
         changes.push(Change::GroupCreated { group });
@@ -173,6 +174,7 @@ impl MetaMachine {
             let incarnation = group.incarnation;
             placement::discount(&mut self.loads, group);
             self.groups.remove(&id);
+            self.unsettled.remove(&id);
             changes.push(Change::GroupDestroyed { group: id, incarnation });
         }
     }

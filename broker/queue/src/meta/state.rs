@@ -4,7 +4,7 @@ use super::access::Grant;
 use super::command::{Binding, Destination, ExpectedMember};
 use crate::arguments::Arguments;
 use crate::codec::{codec_enum, codec_struct};
-use crate::ids::{BootId, GroupId, Incarnation, MemberId, QueueId, SessionId};
+use crate::ids::{BootId, GroupId, Incarnation, MemberId, QueueId, ReplicaId, SessionId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The cluster as a whole.
@@ -33,7 +33,26 @@ pub struct MemberInfo {
     pub address: String,
     /// Its present run; `None` once that was declared over and no new one began.
     pub boot: Option<BootId>,
+    /// Whether it stays.
+    pub standing: Standing,
 }
+
+/// Whether a member stays in the cluster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Standing {
+    /// It may hold replicas.
+    #[default]
+    Present,
+    /// It was asked to leave: its replicas are moved to others, then it is removed.
+    Leaving,
+    /// A blank disk has come under its name: it is fenced, its replicas are moved to the new one, then it is removed.
+    Replaced {
+        /// The member with the new disk.
+        by: MemberId,
+    },
+}
+
+codec_enum!(Standing, "standing" { 1 => Present, 2 => Leaving, 3 => Replaced { by } });
 
 /// A user.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -151,28 +170,91 @@ pub struct Owner {
     pub boot: BootId,
 }
 
-/// A Raft group and where its replicas are.
+/// A Raft group: where its replicas are, and where they should be. Whoever decides where they should be (a declaration, a
+/// policy, a member that leaves) sets the target; the mover brings the group there, one change at a time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GroupInfo {
     /// Which life of the group.
     pub incarnation: Incarnation,
-    /// Members that vote.
-    pub voters: Vec<MemberId>,
-    /// Members that only follow.
-    pub learners: Vec<MemberId>,
-    /// The member that led it at birth, and should lead it again when nothing speaks against it.
-    pub preferred_leader: MemberId,
+    /// The voter that leads the first term without an election. It never changes, since founders that make their replicas
+    /// late must come to the same as those that were in time.
+    pub first_leader: MemberId,
+    /// Replicas that vote, ascending, as the group's leader has last recorded; while a joint change is under way those of
+    /// both sides of it.
+    pub voters: Vec<ReplicaId>,
+    /// Replicas that only follow, ascending.
+    pub learners: Vec<ReplicaId>,
+    /// Index in the group's log of the membership change that made them so; 0 while the founders are the members.
+    pub changed_at: u64,
+    /// Where its replicas should be.
+    pub target: Target,
+    /// The highest generation that was given to a replica of the group.
+    pub last_generation: u32,
     /// The queues in it.
     pub queues: BTreeSet<QueueId>,
 }
 
+/// Where a group's replicas should be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Target {
+    /// Replicas that should vote, ascending.
+    pub voters: Vec<ReplicaId>,
+    /// Replicas that should only follow, ascending.
+    pub learners: Vec<ReplicaId>,
+    /// The member that should lead when nothing speaks against it; one of the voters.
+    pub preferred_leader: MemberId,
+}
+
+impl Target {
+    /// All replicas, voters first.
+    pub fn replicas(&self) -> impl Iterator<Item = ReplicaId> + '_ {
+        self.voters.iter().chain(&self.learners).copied()
+    }
+
+    /// The replica that a member should hold, if any.
+    pub fn replica_on(&self, member: MemberId) -> Option<ReplicaId> {
+        self.replicas().find(|replica| replica.member == member)
+    }
+}
+
+impl GroupInfo {
+    /// A group that has its founders, and should keep them.
+    pub(super) fn founded(incarnation: Incarnation, founders: &[MemberId], leader: MemberId) -> GroupInfo {
+        let mut voters: Vec<ReplicaId> = founders.iter().copied().map(ReplicaId::founder).collect();
+        voters.sort_unstable();
+        let target = Target { voters: voters.clone(), learners: Vec::new(), preferred_leader: leader };
+        GroupInfo { incarnation, first_leader: leader, voters, target, ..GroupInfo::default() }
+    }
+
+    /// All replicas that the group is known to have, voters first.
+    pub fn replicas(&self) -> impl Iterator<Item = ReplicaId> + '_ {
+        self.voters.iter().chain(&self.learners).copied()
+    }
+
+    /// True when the replicas are where they should be (who leads is another matter).
+    pub fn is_settled(&self) -> bool {
+        self.voters == self.target.voters && self.learners == self.target.learners
+    }
+
+    /// True if the member holds a replica, or should come to hold one.
+    pub fn concerns(&self, member: MemberId) -> bool {
+        self.replicas().chain(self.target.replicas()).any(|replica| replica.member == member)
+    }
+
+    /// True if this replica is part of the group, or should be. One that is neither any more never will be again.
+    pub fn knows(&self, replica: ReplicaId) -> bool {
+        self.replicas().chain(self.target.replicas()).any(|known| known == replica)
+    }
+}
+
 codec_struct! {
     ClusterInfo { cluster_id, epoch, replication_factor, expected }
-    MemberInfo { uuid, name, zone, address, boot }
+    MemberInfo { uuid, name, zone, address, boot, standing }
     UserInfo { hash, tags }
     Vhost { exchanges, queues, bindings, grants }
     ExchangeInfo { kind, durable, auto_delete, internal, arguments }
     QueueInfo { vhost, name, durable, exclusive, auto_delete, arguments, placement }
     Owner { member, boot }
-    GroupInfo { incarnation, voters, learners, preferred_leader, queues }
+    Target { voters, learners, preferred_leader }
+    GroupInfo { incarnation, first_leader, voters, learners, changed_at, target, last_generation, queues }
 }
