@@ -12,6 +12,7 @@ CACHE := $(or $(HOLDFAST_CACHE),$(HOME)/.cache/holdfast)
 
 CLUSTER_TOOL := tests/cluster/cluster
 E2E := target/debug/holdfast-e2e
+E2E_IMAGES = --broker-image "$$(cat $(IMAGES)/broker.name)" --operator-image "$$(cat $(IMAGES)/operator.name)"
 SEEDS ?= 200
 CASE ?=
 STRIKES ?= 20
@@ -43,9 +44,10 @@ test-processes: ## real broker processes: kills, bad input, lost and locked data
 	cargo test --locked -p holdfast-node
 
 .PHONY: test-chart
-test-chart: ## helm lint, and the rendered chart against its golden file
+test-chart: ## helm lint, and charts/install.yaml against what the chart renders
 	tests/cluster/build helm
 	$(CACHE)/bin/helm lint charts/holdfast --strict
+	HOLDFAST_REQUIRE_HELM=1 cargo test --locked -p holdfast --test crds
 
 .PHONY: sim
 sim: ## the simulator: SEEDS=n seeds, or one with SEED=x
@@ -56,11 +58,15 @@ sim: ## the simulator: SEEDS=n seeds, or one with SEED=x
 build: ## the release programs
 	$(RELEASE) -p holdfast-node -p holdfast
 
+# A tag that changes with the program: a cluster that is up already must not go on with the one of before.
 .PHONY: image
-image: build ## the broker's and the operator's images, in target/images
+image: build ## the broker's and the operator's images, in target/images; TAG=… names them
 	mkdir -p $(IMAGES)
-	tests/cluster/image $(BIN)/holdfast-broker -o $(IMAGES)/broker.tar -t holdfast/broker:dev
-	tests/cluster/image $(BIN)/holdfast-operator -o $(IMAGES)/operator.tar -t holdfast/operator:dev
+	for name in broker operator; do \
+	  tag="$(or $(TAG),dev-$$(sha256sum $(BIN)/holdfast-$$name | cut -c1-12))"; \
+	  tests/cluster/image $(BIN)/holdfast-$$name -o $(IMAGES)/$$name.tar -t holdfast/$$name:$$tag; \
+	  echo holdfast/$$name:$$tag >$(IMAGES)/$$name.name; \
+	done
 
 .PHONY: crds
 crds: ## write crds/ anew from the Rust types
@@ -84,18 +90,18 @@ cluster-images: cluster-up image
 .PHONY: e2e
 e2e: cluster-images ## the end-to-end cases on the local cluster: all, or CASE=name
 	cargo build --locked -p holdfast-e2e
-	$(CLUSTER_TOOL) exec -- $(E2E) cases --strikes $(STRIKES) $(CASE)
+	$(CLUSTER_TOOL) exec -- $(E2E) $(E2E_IMAGES) cases --strikes $(STRIKES) $(CASE)
 
 .PHONY: demo
 ifeq ($(CLUSTER),existing)
 demo: ## the main job on a cluster of its own (CLUSTER=existing IMAGE=… OPERATOR_IMAGE=… for yours)
-	@test -n "$(IMAGE)" || { echo "CLUSTER=existing needs IMAGE=, a broker image that your cluster can pull"; exit 2; }
+	@test -n "$(IMAGE)" -a -n "$(OPERATOR_IMAGE)" || { echo "CLUSTER=existing needs IMAGE= and OPERATOR_IMAGE=, a broker and an operator image that your cluster can pull (make image builds both)"; exit 2; }
 	cargo build --locked -p holdfast-e2e
-	$(E2E) --broker-image "$(IMAGE)" $(if $(OPERATOR_IMAGE),--operator-image "$(OPERATOR_IMAGE)") demo --existing
+	$(E2E) --broker-image "$(IMAGE)" --operator-image "$(OPERATOR_IMAGE)" demo --existing
 else
 demo: install cluster-images
 	cargo build --locked -p holdfast-e2e
-	$(CLUSTER_TOOL) exec -- $(E2E) demo
+	$(CLUSTER_TOOL) exec -- $(E2E) $(E2E_IMAGES) demo
 endif
 
 .PHONY: bench

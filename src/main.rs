@@ -117,7 +117,8 @@ fn write_crds(output: Option<PathBuf>, chart: Option<PathBuf>) -> Result<(), Fai
 fn start(options: RunOptions) -> Result<(), Failure> {
     tracing_subscriber::fmt()
         .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info,kube=warn".into()),
+            tracing_subscriber::EnvFilter::try_from_default_env()
+                .unwrap_or_else(|_| "info,kube=warn,kube_client::client::builder=off".into()),
         )
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stdout()))
         .init();
@@ -230,11 +231,25 @@ async fn check_api(client: &Client, server: &str, namespace: Option<&str>) -> Re
             Ok(Err(kube::Error::Api(status))) if matches!(status.code, 401 | 403) => {
                 format!("the API server at {server} does not let this operator list MessageQueueClusters: {}", status.message)
             }
-            Ok(Err(error)) => format!("the API server at {server} cannot be asked: {error}"),
-            Err(_) => format!("the API server at {server} does not answer"),
+            Ok(Err(error)) => format!("the API server at {server} cannot be asked: {}", with_causes(&error)),
+            Err(_) => format!("the API server at {server} does not answer within {} s", PAUSE.as_secs()),
         };
-        tracing::error!("{said}");
+        tracing::error!("{said}; check that it runs and can be reached from here; trying again");
         tokio::time::sleep(PAUSE).await;
     }
     Err(said)
+}
+
+/// The error and what caused it: the last cause ("connection refused") is what helps.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        next = cause.source();
+    }
+    text
 }

@@ -6,11 +6,14 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
+use crate::forward::Forwards;
 use crate::kubernetes::{Kubernetes, Pod, run};
 use crate::load::Endpoints;
 
+/// Port of AMQP without TLS.
+pub const AMQP_PORT: u16 = 5672;
 /// Port of the admin API.
-const ADMIN_PORT: u16 = 5690;
+pub const ADMIN_PORT: u16 = 5690;
 
 /// A running cluster, seen from outside.
 #[derive(Clone)]
@@ -22,6 +25,8 @@ pub struct Brokers {
     user: String,
     password: String,
     certificates: Arc<tempfile::TempDir>,
+    /// How pods are reached from outside their network; none inside it.
+    forwards: Option<Arc<Forwards>>,
 }
 
 impl Brokers {
@@ -43,7 +48,20 @@ impl Brokers {
             user: kubernetes.secret(&user_secret, "username").await?,
             password: kubernetes.secret(&user_secret, "password").await?,
             certificates: Arc::new(certificates),
+            forwards: None,
         })
+    }
+
+    /// Reaches the pods through the API server (`kubectl port-forward`) from now on, as one must from outside the
+    /// network of the pods.
+    ///
+    /// # Errors
+    /// When the pods cannot be listed, or this machine has no free port.
+    pub async fn through_the_api_server(mut self) -> Result<Self> {
+        let pods = self.kubernetes.broker_pods(&self.cluster).await?;
+        let names: Vec<String> = pods.into_iter().map(|pod| pod.name).collect();
+        self.forwards = Some(Arc::new(Forwards::start(&self.kubernetes, &names)?));
+        Ok(self)
     }
 
     /// AMQP URIs of the pods that have an address now, asked from the API server at every call.
@@ -64,7 +82,11 @@ impl Brokers {
     /// The AMQP URI of one pod, vhost `/`.
     #[must_use]
     pub fn uri(&self, pod: &Pod) -> String {
-        format!("amqp://{}:{}@{}:5672/%2f", self.user, self.password, pod.ip)
+        let address = match &self.forwards {
+            Some(forwards) => forwards.amqp(&pod.name).to_string(),
+            None => format!("{}:{AMQP_PORT}", pod.ip),
+        };
+        format!("amqp://{}:{}@{address}/%2f", self.user, self.password)
     }
 
     /// `GET` from the admin API of one pod.
@@ -75,7 +97,11 @@ impl Brokers {
         let directory = self.certificates.path();
         let file = |name: &str| Path::join(directory, name).display().to_string();
         let host = format!("{}.{}-nodes.{}.svc", pod.name, self.cluster, self.kubernetes.namespace);
-        let resolve = format!("{host}:{ADMIN_PORT}:{}", pod.ip);
+        let address = match &self.forwards {
+            Some(forwards) => forwards.admin(&pod.name).to_string(),
+            None => format!("{}:{ADMIN_PORT}", pod.ip),
+        };
+        let connect_to = format!("{host}:{ADMIN_PORT}:{address}");
         let url = format!("https://{host}:{ADMIN_PORT}{path}");
         let (ca, cert, key) = (file("ca.crt"), file("tls.crt"), file("tls.key"));
         let args = [
@@ -84,8 +110,8 @@ impl Brokers {
             "--fail",
             "--max-time",
             "3",
-            "--resolve",
-            &resolve,
+            "--connect-to",
+            &connect_to,
             "--cacert",
             &ca,
             "--cert",

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::brokers::Brokers;
 use crate::failover::{Failover, Load, Strike};
-use crate::install::{self, Images, READY_WITHIN};
+use crate::install::{self, Images, READY_WITHIN, Release};
 use crate::kubernetes::{Kubernetes, run};
 use crate::ledger::Verdict;
 use crate::load::declare_durable_queue;
@@ -16,6 +16,8 @@ use crate::report;
 /// Namespace and name of the demo's cluster.
 pub const NAMESPACE: &str = "holdfast-demo";
 const CLUSTER: &str = "demo";
+/// The operator that looks after the demo on somebody else's cluster.
+const CONTROLLER: &str = "holdfast.dev/demo";
 const QUEUE: &str = "orders";
 const MESSAGES: u64 = 20_000;
 const RATE: u64 = 1_000;
@@ -39,14 +41,23 @@ struct Report {
 /// What failed, and what was lost if anything was.
 pub async fn run_demo(images: &Images, existing: bool) -> Result<()> {
     let kubernetes = Kubernetes { namespace: NAMESPACE.to_owned() };
+    let release = if existing {
+        Release { name: "holdfast-demo", namespace: NAMESPACE, controller: Some(CONTROLLER) }
+    } else {
+        Release::of_the_local_cluster()
+    };
     say("installing the operator with Helm (charts/holdfast)");
-    install::operator(images).await?;
+    release.install(images).await?;
     install::namespace(&kubernetes).await?;
+    let manifest = prepare(&kubernetes, existing).await?;
     say("applying a MessageQueueCluster of three members over three zones");
-    let ready = install::cluster(&kubernetes, CLUSTER, &install::three_member_cluster(CLUSTER)).await?;
+    let ready = install::cluster(&kubernetes, CLUSTER, &manifest).await?;
     say(&format!("Ready after {:.1} s (the figure to reach is {} s)", ready.as_secs_f64(), READY_WITHIN.as_secs()));
 
-    let brokers = Brokers::connect(&kubernetes, CLUSTER).await?;
+    let mut brokers = Brokers::connect(&kubernetes, CLUSTER).await?;
+    if existing {
+        brokers = brokers.through_the_api_server().await?;
+    }
     declare_durable_queue(&brokers.endpoints(), QUEUE, Duration::from_secs(20)).await?;
     say(&format!(
         "publishing {MESSAGES} persistent 1 KiB messages at {RATE}/s through all three members, consumers acking"
@@ -79,6 +90,19 @@ pub async fn run_demo(images: &Images, existing: bool) -> Result<()> {
     print_what_next(existing);
     ensure!(verdict.is_clean(), "the ledger is not clean: {verdict:?}");
     Ok(())
+}
+
+/// Removes what an earlier demo left (it would be Ready at once), and gives the manifest to apply.
+async fn prepare(kubernetes: &Kubernetes, existing: bool) -> Result<String> {
+    if !kubernetes.kubectl(&["get", "mqc", CLUSTER, "--ignore-not-found"]).await?.is_empty() {
+        say("removing the cluster of an earlier demo");
+    }
+    install::remove_cluster(kubernetes, CLUSTER, true).await?;
+    if existing {
+        return Ok(install::three_member_cluster_of(CONTROLLER, CLUSTER));
+    }
+    install::offer_released_volumes().await?;
+    Ok(install::three_member_cluster(CLUSTER))
 }
 
 async fn strike(load: &Load, brokers: &Brokers, at: u64, strike: Strike) -> Result<Failover> {
@@ -118,9 +142,8 @@ fn print_ledger(verdict: &Verdict, failovers: &[Failover]) {
 fn print_what_next(existing: bool) {
     if existing {
         println!(
-            "The cluster stays up. Remove it: kubectl delete namespace {NAMESPACE}; helm uninstall {} -n {}",
-            install::RELEASE,
-            install::OPERATOR_NAMESPACE
+            "The cluster stays up. Remove it: kubectl -n {NAMESPACE} delete mqc {CLUSTER} && \
+             helm uninstall holdfast-demo -n {NAMESPACE} && kubectl delete namespace {NAMESPACE}"
         );
         return;
     }

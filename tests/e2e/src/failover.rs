@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use crate::brokers::Brokers;
 use crate::kubernetes::{Pod, eventually};
 use crate::ledger::{Ledger, Verdict};
-use crate::load::{Consumer, Producer, ProducersByMember, wait_until_drained};
+use crate::load::{Consumer, Producer, Whereabouts, wait_until_drained};
 
 /// How a leader is taken away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -31,9 +31,13 @@ pub struct Failover {
     pub leader_before: String,
     /// The member that leads after.
     pub leader_after: String,
-    /// The longest gap between confirms, clients on other members, in milliseconds.
+    /// Publishing clients that were connected to the struck member.
+    pub clients_on_struck: usize,
+    /// Publishing clients that were connected to other members.
+    pub clients_elsewhere: usize,
+    /// The longest time that any client on another member was without a confirm, in milliseconds.
     pub gap_elsewhere_ms: u64,
-    /// The same for clients on the struck member, which have to connect anew.
+    /// The same for clients on the struck member, which have to connect anew; 0 if there was none.
     pub gap_on_struck_ms: u64,
 }
 
@@ -46,7 +50,8 @@ pub struct Load {
     pub ledger: Arc<Ledger>,
     /// Messages sent so far, over all producers.
     pub published: Arc<AtomicU64>,
-    by_member: ProducersByMember,
+    /// Where its producers are connected.
+    pub whereabouts: Arc<Whereabouts>,
     stop: Arc<AtomicBool>,
     producers: Vec<JoinHandle<Result<()>>>,
     consumers: Vec<JoinHandle<()>>,
@@ -64,7 +69,7 @@ impl Load {
         let mut load = Self {
             ledger: ledger.clone(),
             published: published.clone(),
-            by_member: ProducersByMember::default(),
+            whereabouts: Arc::default(),
             stop: stop.clone(),
             producers: Vec::new(),
             consumers: Vec::new(),
@@ -82,8 +87,8 @@ impl Load {
                 rate: rate / share,
                 body_bytes: 1024,
                 published: published.clone(),
+                whereabouts: load.whereabouts.clone(),
             };
-            load.by_member.0.entry(member).or_default().push(id);
             load.producers.push(tokio::spawn(producer.run(brokers.endpoints(), ledger.clone(), deadline)));
             let consumer = Consumer { id, member, queue: queue.to_owned(), prefetch: 200 };
             load.consumers.push(tokio::spawn(consumer.run(brokers.endpoints(), ledger.clone(), stop.clone())));
@@ -116,7 +121,7 @@ impl Load {
     /// When nobody leads, or the pod does not return.
     pub async fn strike(&self, brokers: &Brokers, queue: &str, strike: Strike) -> Result<Failover> {
         let before = brokers.leader_of(queue).await?;
-        let index = self.index_of(brokers, &before).await?;
+        let (on_struck, elsewhere) = self.whereabouts.split(&brokers.uri(&before));
         let at = Instant::now();
         match strike {
             Strike::Sigkill => before.sigkill().await?,
@@ -127,23 +132,20 @@ impl Load {
         }
         tokio::time::sleep_until((at + WATCH).into()).await;
         let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        let gap_elsewhere_ms = millis(self.ledger.longest_confirm_gap(at, WATCH, &self.by_member.elsewhere(index)));
-        let on_struck = self.by_member.0.get(&index).cloned().unwrap_or_default();
+        let gap_elsewhere_ms = millis(self.ledger.longest_confirm_gap(at, WATCH, &elsewhere));
         let gap_on_struck_ms = millis(self.ledger.longest_confirm_gap(at, WATCH, &on_struck));
         let after = eventually("another leader", Duration::from_secs(20), || brokers.leader_of(queue)).await?;
         self.wait_for_return(brokers, &before).await?;
+        self.whereabouts.send_home();
         Ok(Failover {
             strike,
+            clients_on_struck: on_struck.len(),
+            clients_elsewhere: elsewhere.len(),
             leader_before: before.name,
             leader_after: after.name,
             gap_elsewhere_ms,
             gap_on_struck_ms,
         })
-    }
-
-    async fn index_of(&self, brokers: &Brokers, pod: &Pod) -> Result<usize> {
-        let pods = brokers.kubernetes.broker_pods(&brokers.cluster).await?;
-        Ok(pods.iter().position(|candidate| candidate.name == pod.name).unwrap_or(0))
     }
 
     /// A container that was killed several times in ten minutes waits in kubelet's back-off (10 s, doubled each time);

@@ -1,15 +1,14 @@
 //! Installs the operator with Helm and applies clusters, as the README tells a user to.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
 use crate::kubernetes::{Kubernetes, eventually, run};
 
-/// Where the operator lives.
+/// Where the operator of the local cluster lives.
 pub const OPERATOR_NAMESPACE: &str = "holdfast-system";
-/// The Helm release.
+/// Its Helm release.
 pub const RELEASE: &str = "holdfast";
 
 /// The figure of the README: from `kubectl apply` to `Ready=True` takes at most this, the image being present.
@@ -24,37 +23,52 @@ pub struct Images {
     pub broker: Option<String>,
 }
 
-/// `helm upgrade --install` of the chart in this work tree, until the operator's Deployment is available.
-///
-/// # Errors
-/// What Helm printed.
-pub async fn operator(images: &Images) -> Result<()> {
-    let mut args = vec![
-        "upgrade".to_owned(),
-        "--install".to_owned(),
-        RELEASE.to_owned(),
-        "charts/holdfast".to_owned(),
-        format!("--namespace={OPERATOR_NAMESPACE}"),
-        "--create-namespace".to_owned(),
-        "--wait".to_owned(),
-        "--timeout=90s".to_owned(),
-    ];
-    for (key, image) in [("image", &images.operator), ("broker.image", &images.broker)] {
-        if let Some(image) = image {
-            args.push(format!("--set={key}={image}"));
-        }
-    }
-    let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    run("helm", &args, None).await.map(|_| ())
+/// One installation of the operator.
+#[derive(Clone, Debug)]
+pub struct Release {
+    /// The Helm release.
+    pub name: &'static str,
+    /// Where it lives.
+    pub namespace: &'static str,
+    /// Set on somebody else's cluster: it looks after its own namespace only, and only after clusters that name it, so
+    /// that an installation that is there already is neither upgraded nor disturbed.
+    pub controller: Option<&'static str>,
 }
 
-/// Removes the release and its namespace.
-///
-/// # Errors
-/// What Helm printed.
-pub async fn remove_operator() -> Result<()> {
-    let namespace = format!("--namespace={OPERATOR_NAMESPACE}");
-    run("helm", &["uninstall", RELEASE, &namespace, "--wait", "--ignore-not-found"], None).await.map(|_| ())
+impl Release {
+    /// The one of the local cluster, for all namespaces.
+    #[must_use]
+    pub fn of_the_local_cluster() -> Self {
+        Self { name: RELEASE, namespace: OPERATOR_NAMESPACE, controller: None }
+    }
+
+    /// `helm upgrade --install` of the chart in this work tree, until the operator's Deployment is available.
+    ///
+    /// # Errors
+    /// What Helm printed.
+    pub async fn install(&self, images: &Images) -> Result<()> {
+        let mut args =
+            ["upgrade", "--install", self.name, "charts/holdfast", "--create-namespace"].map(str::to_owned).to_vec();
+        args.extend(["--wait", "--timeout=90s"].map(str::to_owned));
+        args.push(format!("--namespace={}", self.namespace));
+        for (key, image) in [("image", &images.operator), ("broker.image", &images.broker)] {
+            args.extend(image.iter().map(|image| format!("--set={key}={image}")));
+        }
+        if let Some(controller) = self.controller {
+            args.push(format!("--set=watchNamespace={}", self.namespace));
+            args.push(format!("--set=controllerName={controller}"));
+            let crd = ["get", "crd", "messagequeueclusters.holdfast.dev", "--ignore-not-found", "--output=json"];
+            let found: serde_json::Value =
+                serde_json::from_str(&run("kubectl", &crd, None).await?).unwrap_or(serde_json::Value::Null);
+            let owner = &found["metadata"]["annotations"]["meta.helm.sh/release-name"];
+            // CRDs of another installation stay as they are.
+            if !found.is_null() && owner != self.name {
+                args.push("--set=crds.enabled=false".to_owned());
+            }
+        }
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        run("helm", &args, None).await.map(|_| ())
+    }
 }
 
 /// Makes the namespace when it is missing.
@@ -77,6 +91,13 @@ pub fn three_member_cluster(name: &str) -> String {
     )
 }
 
+/// The same for somebody else's cluster, which may have fewer zones, looked after by the operator of that name.
+#[must_use]
+pub fn three_member_cluster_of(controller: &str, name: &str) -> String {
+    let manifest = three_member_cluster(name);
+    format!("{manifest}  controllerName: {controller}\n  placement: {{whenUnsatisfiable: ScheduleAnyway}}\n")
+}
+
 /// Applies a cluster and waits for `Ready=True`; returns how long that took.
 ///
 /// # Errors
@@ -88,7 +109,7 @@ pub async fn cluster(kubernetes: &Kubernetes, name: &str, manifest: &str) -> Res
     Ok(start.elapsed())
 }
 
-/// Deletes a cluster and waits until its pods are gone; with `volumes`, its claims too.
+/// Deletes a cluster and waits until its pods are gone; with `volumes`, its claims too. One that is not there is no error.
 ///
 /// # Errors
 /// When its pods are still there after two minutes.
@@ -103,9 +124,15 @@ pub async fn remove_cluster(kubernetes: &Kubernetes, name: &str, volumes: bool) 
     if volumes {
         let selector = format!("--selector=app.kubernetes.io/instance={name}");
         kubernetes.kubectl(&["delete", "pvc,secret", &selector, "--wait=true", "--timeout=60s"]).await?;
-        if Path::new("tests/cluster/cluster").exists() && std::env::var_os("HOLDFAST_EXISTING_CLUSTER").is_none() {
-            run("tests/cluster/cluster", &["volumes"], None).await.context("offer the released volumes again")?;
-        }
     }
     Ok(())
+}
+
+/// On the local cluster nothing else offers a volume again once its claim is gone.
+///
+/// # Errors
+/// What the cluster's script printed.
+pub async fn offer_released_volumes() -> Result<()> {
+    let released = run("tests/cluster/cluster", &["volumes"], None).await;
+    released.context("offer the released volumes again").map(|_| ())
 }

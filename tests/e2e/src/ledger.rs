@@ -61,25 +61,23 @@ impl Ledger {
         self.lock().ledger.all_confirmed_were_delivered()
     }
 
-    /// The longest time without a confirm for any of `producers`, between `from` and `from + window`.
-    /// A window that ends in silence counts to its end.
+    /// The longest time that any one of `producers` was without a confirm, between `from` and `from + window`: a client
+    /// that is stuck counts, however well the others do. A window that ends in silence counts to its end.
     #[must_use]
     pub fn longest_confirm_gap(&self, from: Instant, window: Duration, producers: &[u32]) -> Duration {
         let state = self.lock();
-        let end = from + window;
-        let mut last = from;
-        let mut longest = Duration::ZERO;
-        for (at, producer) in &state.confirms {
-            if *at < from || *at > end || !producers.contains(producer) {
-                continue;
+        let (end, now) = (from + window, Instant::now());
+        let gap_of = |producer: &u32| {
+            let mut last = from;
+            let mut longest = Duration::ZERO;
+            let own = state.confirms.iter().filter(|(at, of)| of == producer && *at >= from && *at <= end);
+            for (at, _) in own {
+                longest = longest.max(at.duration_since(last));
+                last = *at;
             }
-            longest = longest.max(at.duration_since(last));
-            last = *at;
-        }
-        if Instant::now() >= end {
-            longest = longest.max(end.duration_since(last));
-        }
-        longest
+            longest.max(end.min(now).duration_since(last))
+        };
+        producers.iter().map(gap_of).max().unwrap_or_default()
     }
 
     /// The verdict, to be asked when the queue has been drained.
@@ -105,5 +103,21 @@ mod tests {
         let from = Instant::now() - Duration::from_secs(5);
         let gap = ledger.longest_confirm_gap(from, Duration::from_secs(2), &[1]);
         assert_eq!(gap, Duration::from_secs(2));
+    }
+
+    #[test]
+    fn one_stuck_producer_is_not_hidden_by_the_others() {
+        let ledger = Ledger::default();
+        let from = Instant::now() - Duration::from_secs(5);
+        let mut state = ledger.lock();
+        for step in 0..40 {
+            state.confirms.push((from + Duration::from_millis(step * 50), 1));
+        }
+        state.confirms.push((from + Duration::from_millis(10), 2));
+        drop(state);
+        let gap = |producers: &[u32]| ledger.longest_confirm_gap(from, Duration::from_secs(2), producers);
+        assert_eq!(gap(&[1]), Duration::from_millis(50));
+        assert_eq!(gap(&[1, 2]), Duration::from_millis(1990));
+        assert_eq!(gap(&[]), Duration::ZERO);
     }
 }

@@ -4,6 +4,7 @@ pub mod brokers;
 pub mod cases;
 pub mod demo;
 pub mod failover;
+pub mod forward;
 pub mod install;
 pub mod kubernetes;
 pub mod ledger;

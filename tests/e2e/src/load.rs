@@ -1,8 +1,8 @@
 //! Producers and consumers: real clients (lapin) that keep the ledger while brokers die under them.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -29,18 +29,49 @@ const ACKS_PER_SYNC: usize = 100;
 /// A consumer that is idle asks for the reply after this time.
 const IDLE_SYNC: Duration = Duration::from_millis(200);
 
+/// To which member each producer of a load is connected, by URI, and the call to go back to the member that it prefers.
+#[derive(Default)]
+pub struct Whereabouts {
+    connected: Mutex<BTreeMap<u32, String>>,
+    homeward: AtomicU64,
+}
+
+impl Whereabouts {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u32, String>> {
+        self.connected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Producers that are connected to `uri`, and those that are connected elsewhere.
+    #[must_use]
+    pub fn split(&self, uri: &str) -> (Vec<u32>, Vec<u32>) {
+        let connected = self.lock();
+        let (there, elsewhere): (Vec<_>, Vec<_>) = connected.iter().partition(|(_, at)| *at == uri);
+        let ids = |these: Vec<(&u32, &String)>| these.into_iter().map(|(id, _)| *id).collect();
+        (ids(there), ids(elsewhere))
+    }
+
+    /// Sends every producer that lost its preferred member back to it: it settles what is on its way, then moves.
+    pub fn send_home(&self) {
+        self.homeward.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// Opens a connection to the endpoint at `preferred`, or to the next ones when that one is away.
 ///
 /// # Errors
 /// When no endpoint accepted a connection within its time.
 pub async fn connect(endpoints: &Endpoints, preferred: usize) -> Result<Connection> {
+    connect_somewhere(endpoints, preferred).await.map(|(connection, _)| connection)
+}
+
+async fn connect_somewhere(endpoints: &Endpoints, preferred: usize) -> Result<(Connection, String)> {
     let uris = endpoints().await;
     let mut last = anyhow::anyhow!("no member has an address");
     for step in 0..uris.len() {
         let uri = &uris[(preferred + step) % uris.len()];
         let attempt = Connection::connect(uri, ConnectionProperties::default());
         match tokio::time::timeout(Duration::from_secs(3), attempt).await {
-            Ok(Ok(connection)) => return Ok(connection),
+            Ok(Ok(connection)) => return Ok((connection, uri.clone())),
             Ok(Err(error)) => last = error.into(),
             Err(_) => last = anyhow::anyhow!("no answer within 3 s"),
         }
@@ -98,6 +129,15 @@ pub struct Producer {
     pub body_bytes: usize,
     /// Counts publishes over all producers of a run.
     pub published: Arc<AtomicU64>,
+    /// Where the producers of the run are.
+    pub whereabouts: Arc<Whereabouts>,
+}
+
+/// How a connection of a producer ended well.
+enum Ended {
+    AllConfirmed,
+    /// To connect to the preferred member again.
+    Moving,
 }
 
 impl Producer {
@@ -114,7 +154,8 @@ impl Producer {
             let attempt =
                 tokio::time::timeout(time_left, self.one_connection(&endpoints, &ledger, &mut progress, start)).await;
             match attempt {
-                Ok(Ok(())) => return Ok(()),
+                Ok(Ok(Ended::AllConfirmed)) => return Ok(()),
+                Ok(Ok(Ended::Moving)) => continue,
                 Ok(Err(error)) => last_error = Some(error),
                 Err(_) => {
                     let unsent = self.total + 1 - progress.next;
@@ -136,22 +177,32 @@ impl Producer {
         ledger: &Ledger,
         progress: &mut Progress,
         start: Instant,
-    ) -> Result<()> {
-        let connection = connect(endpoints, self.member).await?;
+    ) -> Result<Ended> {
+        let mut calls_heard = self.whereabouts.homeward.load(Ordering::Relaxed);
+        let mut moving = false;
+        let (connection, uri) = connect_somewhere(endpoints, self.member).await?;
+        self.whereabouts.lock().insert(self.id, uri.clone());
         let channel = within("channel.open", connection.create_channel()).await?;
         within("confirm.select", channel.confirm_select(ConfirmSelectOptions::default())).await?;
         let mut pending = FuturesUnordered::new();
         // Everything on its way stays in `resend` until it is confirmed, so that dropping this future loses nothing.
         let mut to_send: VecDeque<u64> = progress.resend.iter().copied().collect();
         loop {
+            let calls = self.whereabouts.homeward.load(Ordering::Relaxed);
+            if calls != calls_heard {
+                calls_heard = calls;
+                moving = endpoints().await.get(self.member).is_some_and(|home| *home != uri);
+            }
             let number = match to_send.front() {
+                None if moving => None,
                 Some(number) => Some(*number),
                 None if progress.next <= self.total => Some(progress.next),
                 None => None,
             };
             let due = number.map(|number| if to_send.is_empty() { self.due(start, number) } else { Instant::now() });
             if number.is_none() && pending.is_empty() {
-                return within("connection.close", connection.close(200, "done".into())).await;
+                within("connection.close", connection.close(200, "done".into())).await?;
+                return Ok(if moving { Ended::Moving } else { Ended::AllConfirmed });
             }
             tokio::select! {
                 biased;
@@ -309,16 +360,4 @@ pub fn fixed_endpoints(uris: Vec<String>) -> Endpoints {
         let uris = uris.clone();
         Box::pin(async move { uris })
     })
-}
-
-/// Producers by the member they prefer, to tell clients on a dead member from the others.
-#[derive(Clone, Debug, Default)]
-pub struct ProducersByMember(pub BTreeMap<usize, Vec<u32>>);
-
-impl ProducersByMember {
-    /// Producers that prefer another member than `member`.
-    #[must_use]
-    pub fn elsewhere(&self, member: usize) -> Vec<u32> {
-        self.0.iter().filter(|(index, _)| **index != member).flat_map(|(_, ids)| ids.clone()).collect()
-    }
 }

@@ -71,6 +71,7 @@ async fn killing_leaders_under_load_on_all_members_loses_no_confirmed_message() 
                 rate: 250,
                 body_bytes: 1024,
                 published: published.clone(),
+                whereabouts: Arc::default(),
             };
             tokio::spawn(producer.run(endpoints.clone(), ledger.clone(), Instant::now() + 2 * PATIENCE))
         })

@@ -2,6 +2,7 @@
 
 mod bad_spec;
 mod chart;
+mod drain;
 mod failover;
 mod ready;
 mod retain;
@@ -14,7 +15,7 @@ use futures::future::BoxFuture;
 use serde::Serialize;
 
 use crate::brokers::Brokers;
-use crate::install::{self, Images};
+use crate::install::{self, Images, Release};
 use crate::kubernetes::Kubernetes;
 use crate::report;
 
@@ -73,6 +74,11 @@ pub const CASES: &[Case] = &[
         run: |c| Box::pin(failover::operator_absent(c)),
     },
     Case {
+        name: "drain",
+        shows: "a drained node's leaders move before its pod is evicted, and no client waits for long",
+        run: |c| Box::pin(drain::run(c)),
+    },
+    Case {
         name: "chart",
         shows: "what Helm renders is accepted by a real API server",
         run: |c| Box::pin(chart::run(c)),
@@ -110,8 +116,11 @@ pub async fn run_cases(images: &Images, only: &[String], strikes: u32) -> Result
     }
     let kubernetes = Kubernetes { namespace: NAMESPACE.to_owned() };
     println!("e2e: installing the operator and a cluster of three members");
-    install::operator(images).await?;
+    Release::of_the_local_cluster().install(images).await?;
     install::namespace(&kubernetes).await?;
+    // A cluster of an earlier run would be Ready at once, and prove nothing about these images.
+    install::remove_cluster(&kubernetes, CLUSTER, true).await?;
+    install::offer_released_volumes().await?;
     let ready = install::cluster(&kubernetes, CLUSTER, &install::three_member_cluster(CLUSTER)).await?;
     let context = Context { kubernetes, strikes, ready };
     let mut outcomes = Vec::new();
