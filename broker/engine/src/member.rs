@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use holdfast_journal::{Batch, BatchId, EntryReader, Recovered};
+use holdfast_journal::{Batch, BatchId, EntryReader, Recovered, Space, Upkeep};
 use holdfast_queue::AnyMachine;
 use holdfast_queue::ids::{BootId, GroupId, QueueId};
 use holdfast_queue::meta::MetaEffect;
@@ -161,6 +161,8 @@ pub struct Member<R: EntryReader> {
     pub(crate) next_care: Instant,
     pub(crate) leads_metadata_since: Instant,
     pub(crate) admin: AdminState,
+    /// The room on the disk, as the journal last said; none before it did.
+    pub(crate) space: Option<Space>,
 }
 
 impl<R: EntryReader> Member<R> {
@@ -218,6 +220,7 @@ impl<R: EntryReader> Member<R> {
             next_care: now,
             leads_metadata_since: now,
             admin: AdminState::default(),
+            space: None,
         };
         if blank {
             member.write_identity(AfterIdentity::Nothing);
@@ -270,6 +273,7 @@ impl<R: EntryReader> Member<R> {
                 }
                 self.identity_written(written.batch);
             }
+            Input::Upkeep(upkeep) => self.journal_upkeep(upkeep),
             Input::WriteFailed { error } => {
                 self.outputs.push_back(Output::Exit { clean: false, reason: format!("the journal failed: {error}") });
                 self.stopping = Some(Stopping::Done);
@@ -277,6 +281,20 @@ impl<R: EntryReader> Member<R> {
             Input::PasswordChecked { token, ok } => self.password_checked(token, ok),
             Input::Admin { request, body } => self.admin(request, body),
             Input::Shutdown => self.begin_shutdown(),
+        }
+    }
+
+    fn journal_upkeep(&mut self, upkeep: Upkeep) {
+        if let Some(space) = upkeep.space {
+            let low_before = self.space.is_some_and(|before| before.low);
+            if space.low != low_before {
+                let text = match space.low {
+                    true => format!("the disk is nearly full: {} MiB are free", space.free_bytes >> 20),
+                    false => format!("the disk has room again: {} MiB are free", space.free_bytes >> 20),
+                };
+                self.event(if space.low { Severity::Error } else { Severity::Info }, text);
+            }
+            self.space = Some(space);
         }
     }
 

@@ -11,7 +11,7 @@
 //! the order of the outputs to one destination (a client, a link, the journal) must be kept.
 
 use bytes::Bytes;
-use holdfast_journal::{Batch, Written};
+use holdfast_journal::{Batch, Upkeep, Written};
 
 use crate::admin::{AdminError, AdminReply, AdminRequest};
 
@@ -72,6 +72,9 @@ pub enum Input {
 
     /// A batch is durable, checkpoints included. Batches are reported in the order they were handed out.
     Written(Written),
+    /// What [`holdfast_journal::Journal::upkeep`] gave: the room on the disk ([`holdfast_journal::Space::low`] is the disk
+    /// alarm), and what replicas must know of the journal's own work.
+    Upkeep(Upkeep),
     /// The journal failed: nothing after this is durable. The member answers with [`Output::Exit`].
     WriteFailed { error: String },
 

@@ -15,8 +15,12 @@ pub fn check_all<F: FileSystem>(blank: impl Fn() -> F) {
     a_cut_or_extended_file_has_that_length(&blank());
     names_follow_create_rename_and_remove(&blank());
     a_removed_file_stays_readable_where_it_is_open(&blank());
+    zeros_reach_to_the_size_asked_for(&blank());
+    room_is_reported(&blank());
     a_journal_recovers_what_it_wrote(&blank());
     a_reader_follows_the_writer_over_segments(&blank());
+    a_spare_segment_is_used_or_is_nothing(&blank());
+    a_reserve_is_kept_and_counted(&blank());
 }
 
 /// Checks what a loss of power may take. `lose_power` drops everything unsynced that the file system is allowed to drop.
@@ -83,6 +87,20 @@ fn a_removed_file_stays_readable_where_it_is_open<F: FileSystem>(fs: &F) {
     assert_eq!(&buffer, b"kept");
 }
 
+fn zeros_reach_to_the_size_asked_for<F: FileSystem>(fs: &F) {
+    let file = fs.create("a", 0).expect("create");
+    file.write_zeros((1 << 20) + 100).expect("zeros");
+    assert!(file.len().expect("len") <= (1 << 20) + 100);
+    let mut buffer = [1; 10];
+    let count = file.read_at(1 << 20, &mut buffer).expect("read");
+    assert!(buffer[..count].iter().all(|byte| *byte == 0));
+}
+
+fn room_is_reported<F: FileSystem>(fs: &F) {
+    let space = fs.space().expect("room");
+    assert!(space.free_bytes > 0 && space.free_bytes <= space.total_bytes);
+}
+
 /// A key for checks and tests.
 pub fn test_key(group: u64) -> GroupKey {
     GroupKey { group, incarnation: Incarnation { counter: 1, nonce: group * 7 + 1 } }
@@ -90,7 +108,7 @@ pub fn test_key(group: u64) -> GroupKey {
 
 /// Small segments, so that a test sees many.
 pub fn small_config(nonce: u64) -> JournalConfig {
-    JournalConfig { segment_bytes: 16 << 10, block_bytes: 512, nonce }
+    JournalConfig { segment_bytes: 16 << 10, block_bytes: 512, nonce, ..JournalConfig::default() }
 }
 
 fn entry(group: u64, index: u64) -> Op {
@@ -167,6 +185,71 @@ fn a_reader_follows_the_writer_over_segments<F: FileSystem>(fs: &F) {
     let (last_index, last) = locations[399];
     assert_eq!(reader.read(last).expect("live"), payload_of(&entry(1, last_index)));
     assert_eq!(reader.read(locations[0].1), Err(ReadError::Gone { location: locations[0].1 }));
+}
+
+/// Runs the chore that is due, if any, here and now.
+pub fn run_chore<F: FileSystem>(journal: &mut Journal<F>) -> bool {
+    let Some(chore) = journal.next_chore() else { return false };
+    journal.chore_done(chore.run()).expect("the chore is done");
+    true
+}
+
+fn a_spare_segment_is_used_or_is_nothing<F: FileSystem>(fs: &F) {
+    let names = || fs.list().expect("list").iter().filter(|name| name.starts_with("segment")).count();
+    let (mut journal, _) = Journal::open(fs.clone(), small_config(1)).expect("open");
+    let mut index = 0;
+    let mut write_one = |journal: &mut Journal<F>| {
+        index += 1;
+        journal.write(&Batch { id: BatchId(index), ops: vec![entry(1, index)] }).expect("write");
+        index
+    };
+    while !run_chore(&mut journal) {
+        write_one(&mut journal);
+    }
+    assert_eq!((names(), journal.segment_count()), (2, 1), "a spare segment is made ahead of time");
+    while journal.segment_count() == 1 {
+        write_one(&mut journal);
+    }
+    assert_eq!(names(), 2, "the spare segment is the one that is written to");
+    while names() == 2 {
+        write_one(&mut journal);
+        run_chore(&mut journal);
+    }
+    assert_eq!(journal.segment_count(), 2);
+    // A chore that is still under way when its file is needed comes too late, and its file goes.
+    let (mut journal, recovered) = Journal::open(fs.clone(), small_config(2)).expect("open again");
+    assert_eq!(recovered.findings, [], "a spare segment is nothing");
+    let late = loop {
+        write_one(&mut journal);
+        if let Some(chore) = journal.next_chore() {
+            break chore.run();
+        }
+    };
+    let before = journal.segment_count();
+    while journal.segment_count() == before {
+        write_one(&mut journal);
+    }
+    journal.chore_done(late).expect("the late chore is done");
+    assert_eq!(names(), journal.segment_count());
+    let last = write_one(&mut journal);
+    let (_, recovered) = Journal::open(fs.clone(), small_config(3)).expect("open again");
+    assert_eq!((recovered.groups[0].entries.len() as u64, recovered.findings), (last, Vec::new()));
+}
+
+fn a_reserve_is_kept_and_counted<F: FileSystem>(fs: &F) {
+    let config = JournalConfig { reserve_bytes: 64 << 10, low_space_bytes: 1, ..small_config(1) };
+    let (mut journal, _) = Journal::open(fs.clone(), config).expect("open");
+    let space = journal.upkeep().expect("upkeep").and_then(|upkeep| upkeep.space).expect("a first look");
+    assert_eq!((space.reserve_bytes, space.low), (64 << 10, false));
+    assert!(space.free_bytes > 0 && space.free_bytes <= space.total_bytes);
+    assert_eq!(fs.open("reserve").expect("the reserve").len().expect("len"), 64 << 10);
+    drop(journal);
+    // A reserve that was not finished is made anew.
+    fs.open("reserve").expect("open").set_len(5).expect("cut");
+    let (mut journal, recovered) = Journal::open(fs.clone(), config).expect("open again");
+    assert_eq!(recovered.findings, []);
+    let space = journal.upkeep().expect("upkeep").and_then(|upkeep| upkeep.space).expect("a first look");
+    assert_eq!((space.reserve_bytes, space.low), (64 << 10, false));
 }
 
 fn synced_bytes_and_names_outlive_a_power_loss<F: FileSystem>(fs: &F, lose_power: &impl Fn(&F)) {

@@ -26,7 +26,20 @@ pub trait FileSystem: Clone + Send + Sync + 'static {
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
     /// Makes names durable.
     fn sync_dir(&self) -> io::Result<()>;
+    /// How much room there is.
+    fn space(&self) -> io::Result<DiskSpace>;
 }
+
+/// The room on a file system, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskSpace {
+    pub total_bytes: u64,
+    /// What this process may still take.
+    pub free_bytes: u64,
+}
+
+/// Zero bytes are written in pieces of this size, each synced: one huge sync would delay those of the log.
+const ZERO_BYTES: usize = 1 << 20;
 
 /// An open file. It stays readable after its name is removed.
 pub trait StoredFile: Send + Sync + 'static {
@@ -39,6 +52,19 @@ pub trait StoredFile: Send + Sync + 'static {
     }
     /// Cuts the file, or extends it with zero bytes.
     fn set_len(&self, size_bytes: u64) -> io::Result<()>;
+    /// Writes zero bytes from the start up to `size_bytes` of a file that was just created, and makes them durable by
+    /// and by. A file system for which it makes no difference may leave it out.
+    fn write_zeros(&self, size_bytes: u64) -> io::Result<()> {
+        let zeros = vec![0; ZERO_BYTES.min(size_bytes as usize)];
+        let mut offset = 0;
+        while offset < size_bytes {
+            let count = zeros.len().min((size_bytes - offset) as usize);
+            self.write_at(offset, &zeros[..count])?;
+            self.sync_data()?;
+            offset += count as u64;
+        }
+        Ok(())
+    }
     /// Makes the bytes, and the length needed to read them, durable. After an error nothing is known about any byte
     /// written since the last success, whatever a later call says.
     fn sync_data(&self) -> io::Result<()>;
@@ -68,7 +94,11 @@ impl FileSystem for RealFileSystem {
                 Ok(()) => {}
                 // Not every file system can reserve (NFS, some overlays); it is an optimisation.
                 Err(rustix::io::Errno::OPNOTSUPP) => file.set_len(size_bytes)?,
-                Err(error) => return Err(error.into()),
+                Err(error) => {
+                    // What could be reserved of it is of no use.
+                    let _ = std::fs::remove_file(self.root.join(name));
+                    return Err(error.into());
+                }
             }
         }
         Ok(file)
@@ -102,6 +132,12 @@ impl FileSystem for RealFileSystem {
 
     fn sync_dir(&self) -> io::Result<()> {
         File::open(self.root.as_path())?.sync_all()
+    }
+
+    fn space(&self) -> io::Result<DiskSpace> {
+        let found = fs::statvfs(self.root.as_path())?;
+        let block = found.f_frsize;
+        Ok(DiskSpace { total_bytes: found.f_blocks * block, free_bytes: found.f_bavail * block })
     }
 }
 

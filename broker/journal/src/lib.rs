@@ -26,24 +26,28 @@
 
 mod accounting;
 mod checkpoint;
+mod chore;
 pub mod conformance;
 mod encoding;
 mod filesystem;
 mod identity;
 mod index_set;
+mod keeper;
 mod reader;
 mod record;
 mod recovery;
 mod replay;
 mod scan;
 mod segment;
+mod space;
 mod types;
 mod writer;
 
-pub use filesystem::{FileSystem, RealFileSystem, StoredFile};
+pub use chore::{Chore, Done};
+pub use filesystem::{DiskSpace, FileSystem, RealFileSystem, StoredFile};
 pub use reader::{EntryReader, JournalReader, ReadError};
 pub use types::{
     Batch, BatchId, Checkpoint, Corruption, Finding, GroupKey, HardState, Incarnation, JournalConfig, JournalError,
-    Location, Op, Recovered, RecoveredEntry, RecoveredGroup, Written, WrittenRecord,
+    Location, Op, Recovered, RecoveredEntry, RecoveredGroup, Space, Upkeep, Written, WrittenRecord,
 };
 pub use writer::Journal;

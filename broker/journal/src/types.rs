@@ -107,6 +107,29 @@ pub struct Written {
     pub checkpoints: Vec<(GroupKey, u64)>,
 }
 
+/// What the journal did for itself and what its caller should know of it; see [`crate::Journal::upkeep`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Upkeep {
+    /// The room on the disk; there after a start, and whenever it is notably different from what was said last.
+    pub space: Option<Space>,
+}
+
+/// The room that a journal has on its disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Space {
+    /// Size of the file system.
+    pub total_bytes: u64,
+    /// What this process may still take, apart from the reserve.
+    pub free_bytes: u64,
+    /// What the reserve holds at the moment: [`JournalConfig::reserve_bytes`], or 0 while it is spent.
+    pub reserve_bytes: u64,
+    /// Fewer bytes are free than [`JournalConfig::low_space_bytes`], or the reserve is spent. Publishers must wait until
+    /// this is false again, here and wherever a follower that is needed for a majority says it; elections,
+    /// acknowledgements, purges, deletes and log-ins go on. It ends a quarter above the threshold, so that it does not
+    /// flutter.
+    pub low: bool,
+}
+
 /// Where one payload of a batch went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WrittenRecord {
@@ -213,11 +236,15 @@ pub struct JournalConfig {
     /// Drawn at random at each start. Epochs of new files derive from it, so that blocks of an older file that show up
     /// in a newer one are told apart.
     pub nonce: u64,
+    /// With fewer free bytes on the file system, [`Space::low`] is set; 0 for never.
+    pub low_space_bytes: u64,
+    /// Kept in a file of its own, for the time when the disk is full; 0 for none. It should hold a segment or two.
+    pub reserve_bytes: u64,
 }
 
 impl Default for JournalConfig {
     fn default() -> Self {
-        Self { segment_bytes: 64 << 20, block_bytes: 4096, nonce: 0 }
+        Self { segment_bytes: 64 << 20, block_bytes: 4096, nonce: 0, low_space_bytes: 0, reserve_bytes: 0 }
     }
 }
 

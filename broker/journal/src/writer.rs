@@ -4,12 +4,14 @@ use crate::accounting::Accounting;
 use crate::checkpoint::{self, checkpoint_name};
 use crate::filesystem::{FileSystem, StoredFile};
 use crate::identity::{self, StoredIdentity};
+use crate::keeper::Keeper;
 use crate::reader::{JournalReader, ReadableSegment};
 use crate::record::{
     BatchHeader, HardStatePayload, Kind, LISTED_GROUP_BYTES, ListedGroup, Mark, Record, bare_record, indexes_record,
 };
 use crate::recovery;
 use crate::segment::{SealedSegment, SegmentHeader, align_up, file_epoch, segment_name};
+use crate::space::SpaceWatch;
 use crate::types::{
     Batch, Checkpoint, GroupKey, HardState, JournalConfig, JournalError, Location, Op, Recovered, Written,
     WrittenRecord,
@@ -36,6 +38,7 @@ pub struct Journal<F: FileSystem> {
     identity_changes: u64,
     buffer: Vec<u8>,
     poisoned: bool,
+    pub(crate) keeper: Keeper<F>,
 }
 
 /// The segment that is written to.
@@ -81,7 +84,9 @@ impl<F: FileSystem> Journal<F> {
         let Resume { fs, mut config, reader, accounting, older, next_segment, next_sequence, identity_changes } =
             resume;
         config.segment_bytes = config.segment_bytes.min(MAX_BATCH_BYTES);
-        let active = create_segment(&fs, &config, &reader, next_segment, next_sequence, &older)?;
+        let mut keeper = Keeper::new(SpaceWatch::open(&fs, &config)?, next_segment);
+        let file = create_file(&fs, &config, &mut keeper)?;
+        let active = begin_segment(&config, &reader, file, next_sequence, &older)?;
         Ok(Self {
             fs,
             config,
@@ -93,6 +98,7 @@ impl<F: FileSystem> Journal<F> {
             identity_changes,
             buffer: Vec::new(),
             poisoned: false,
+            keeper,
         })
     }
 
@@ -259,16 +265,45 @@ impl<F: FileSystem> Journal<F> {
             proven: last_sequence,
         };
         self.older.insert(number, sealed);
-        self.active =
-            create_segment(&self.fs, &self.config, &self.reader, number + 1, self.next_sequence, &self.older)?;
+        let file = match self.keeper.take_spare() {
+            Some(spare) => spare,
+            None => create_file(&self.fs, &self.config, &mut self.keeper)?,
+        };
+        self.active = begin_segment(&self.config, &self.reader, file, self.next_sequence, &self.older)?;
         Ok(())
+    }
+
+    pub(crate) fn file_system(&self) -> &F {
+        &self.fs
+    }
+
+    pub(crate) fn segment_bytes(&self) -> u64 {
+        self.config.segment_bytes
+    }
+
+    pub(crate) fn active_number(&self) -> u32 {
+        self.active.number
+    }
+
+    /// How far the open segment is filled.
+    pub(crate) fn active_bytes(&self) -> u64 {
+        self.active.position
+    }
+
+    pub(crate) fn is_poisoned(&self) -> bool {
+        self.poisoned
+    }
+
+    /// Refuses everything from now on.
+    pub(crate) fn poison(&mut self) {
+        self.poisoned = true;
     }
 
     fn sync_dir(&self) -> Result<(), JournalError> {
         self.fs.sync_dir().map_err(|error| JournalError::io("sync", "the data directory", error))
     }
 
-    fn remove(&self, name: &str) -> Result<(), JournalError> {
+    pub(crate) fn remove(&self, name: &str) -> Result<(), JournalError> {
         match self.fs.remove(name) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             result => result.map_err(|error| JournalError::io("remove", name, error)),
@@ -276,13 +311,34 @@ impl<F: FileSystem> Journal<F> {
     }
 }
 
-/// Makes a segment with a durable header and a durable name. The header is synced before any batch follows, so an
-/// unreadable header with a batch behind it is damage, and one without is an unfinished creation.
-fn create_segment<F: FileSystem>(
+/// Makes a file with a durable name for a segment, here and now. On a full disk the reserve is spent for it.
+fn create_file<F: FileSystem>(
     fs: &F,
     config: &JournalConfig,
+    keeper: &mut Keeper<F>,
+) -> Result<(u32, F::File), JournalError> {
+    let number = keeper.new_number();
+    let name = segment_name(number);
+    let create = || fs.create(&name, config.segment_bytes).map_err(|error| JournalError::io("create", &name, error));
+    let file = match create() {
+        Err(error @ JournalError::NoSpace { .. }) => {
+            if !keeper.space.spend_reserve(fs)? {
+                return Err(error);
+            }
+            create()?
+        }
+        result => result?,
+    };
+    fs.sync_dir().map_err(|error| JournalError::io("sync", "the data directory", error))?;
+    Ok((number, file))
+}
+
+/// Makes a file with a durable name a segment, with a durable header. The header is synced before any batch follows, so
+/// an unreadable header with a batch behind it is damage, and a file without either is one that was made ahead of time.
+fn begin_segment<F: FileSystem>(
+    config: &JournalConfig,
     reader: &JournalReader<F>,
-    number: u32,
+    (number, file): (u32, F::File),
     first_sequence: u64,
     older: &BTreeMap<u32, SealedSegment>,
 ) -> Result<Active<F>, JournalError> {
@@ -295,10 +351,8 @@ fn create_segment<F: FileSystem>(
         first_sequence,
         older: older.values().copied().collect(),
     };
-    let file = fs.create(&name, config.segment_bytes).map_err(|error| JournalError::io("create", &name, error))?;
     file.write_at(0, &header.encode()).map_err(|error| JournalError::io("write", &name, error))?;
     file.sync_data().map_err(|error| JournalError::io("sync", &name, error))?;
-    fs.sync_dir().map_err(|error| JournalError::io("sync", "the data directory", error))?;
     let segment = Arc::new(ReadableSegment { file, epoch });
     reader.insert(number, Arc::clone(&segment));
     Ok(Active { number, first_sequence, segment, position: header.stored_bytes() })

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use holdfast_engine::Input;
-use holdfast_journal::{Batch, FileSystem, Journal, JournalError, Op};
+use holdfast_journal::{Batch, Chore, Done, FileSystem, Journal, JournalError, Op};
 
 use crate::failure::{ExitKind, Failure};
 use crate::inbox::{Arrival, Lane};
@@ -17,9 +17,21 @@ use crate::metrics::NodeMetrics;
 const WRITE_BATCHES: usize = 1024;
 const WRITE_BYTES: u64 = 32 << 20;
 
+/// How often an idle journal is asked for news, such as the room on its disk.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// What the journal's thread waits for.
+enum Work {
+    Write(Batch, u64),
+    /// A chore is done; its outcome is in a channel of its own.
+    ChoreDone,
+    /// Nothing comes after this.
+    End,
+}
+
 /// The core's end. It counts the bytes on the way; the core stops reading clients while there are many.
 pub struct JournalHandle {
-    queue: Sender<(Batch, u64)>,
+    queue: Sender<Work>,
     metrics: Arc<NodeMetrics>,
 }
 
@@ -29,7 +41,7 @@ impl JournalHandle {
         let bytes = size_bytes(&batch);
         self.metrics.journal_backlog_bytes.fetch_add(bytes, Ordering::Relaxed);
         // The thread is gone only when the journal failed, and then the process is about to end.
-        let _ = self.queue.send((batch, bytes));
+        let _ = self.queue.send(Work::Write(batch, bytes));
     }
 
     /// Bytes handed over and not yet durable.
@@ -38,18 +50,26 @@ impl JournalHandle {
     }
 }
 
-/// Starts the thread. It reports through `inbox`, and ends when the handle is dropped and all is written, or when the
-/// journal fails: then nothing later may count as durable, and `failed` is called with what to tell the user.
+impl Drop for JournalHandle {
+    fn drop(&mut self) {
+        let _ = self.queue.send(Work::End);
+    }
+}
+
+/// Starts the thread, and a second one for what need not be done between writes. It reports through `inbox`, and ends
+/// when the handle is dropped and all is written, or when the journal fails: then nothing later may count as durable, and
+/// `failed` is called with what to tell the user.
 pub fn start<F: FileSystem>(
     journal: Journal<F>,
     inbox: Lane,
     metrics: Arc<NodeMetrics>,
     failed: impl FnOnce(Failure) + Send + 'static,
 ) -> std::io::Result<(JournalHandle, JoinHandle<()>)> {
-    let (queue, batches) = channel();
+    let (queue, work) = channel();
+    let chores = Chores::start(queue.clone())?;
     let handle = JournalHandle { queue, metrics: metrics.clone() };
     let thread = std::thread::Builder::new().name("journal".into()).stack_size(512 << 10).spawn(move || {
-        if let Err(error) = write_all(journal, &batches, &inbox, &metrics) {
+        if let Err(error) = (Writer { journal, inbox, metrics, chores }).work(&work) {
             failed(Failure::new(
                 ExitKind::Io,
                 format!("the journal cannot go on: {error}"),
@@ -60,33 +80,92 @@ pub fn start<F: FileSystem>(
     Ok((handle, thread))
 }
 
-fn write_all<F: FileSystem>(
-    mut journal: Journal<F>,
-    batches: &Receiver<(Batch, u64)>,
-    inbox: &Lane,
-    metrics: &NodeMetrics,
-) -> Result<(), JournalError> {
-    let mut together = Vec::new();
-    while let Ok((first, mut bytes)) = batches.recv() {
-        together.push(first);
-        while together.len() < WRITE_BATCHES && bytes < WRITE_BYTES {
-            let Ok((next, more)) = batches.try_recv() else { break };
-            together.push(next);
-            bytes += more;
-        }
-        let began = Instant::now();
-        let written = journal.write_many(&together)?;
-        metrics.sync_seconds.observe(began.elapsed().as_secs_f64());
-        metrics.sync_batches.observe(together.len() as f64);
-        metrics.journal_backlog_bytes.fetch_sub(bytes, Ordering::Relaxed);
-        together.clear();
-        for report in written {
-            if inbox.send_blocking(Arrival::Input(Input::Written(report))).is_err() {
+/// The thread that runs the journal's chores, one at a time.
+struct Chores<F: FileSystem> {
+    todo: Sender<Chore<F>>,
+    done: Receiver<Done<F>>,
+}
+
+impl<F: FileSystem> Chores<F> {
+    fn start(wake: Sender<Work>) -> std::io::Result<Self> {
+        let (todo, chores) = channel::<Chore<F>>();
+        let (outcomes, done) = channel();
+        std::thread::Builder::new().name("journal-chores".into()).stack_size(512 << 10).spawn(move || {
+            for chore in chores {
+                if outcomes.send(chore.run()).is_err() || wake.send(Work::ChoreDone).is_err() {
+                    return;
+                }
+            }
+        })?;
+        Ok(Self { todo, done })
+    }
+}
+
+struct Writer<F: FileSystem> {
+    journal: Journal<F>,
+    inbox: Lane,
+    metrics: Arc<NodeMetrics>,
+    chores: Chores<F>,
+}
+
+impl<F: FileSystem> Writer<F> {
+    fn work(mut self, work: &Receiver<Work>) -> Result<(), JournalError> {
+        let mut together = Vec::new();
+        loop {
+            let (mut bytes, mut ends) = (0, false);
+            let mut next = match work.recv_timeout(IDLE) {
+                Ok(first) => Some(first),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            };
+            while let Some(one) = next.take() {
+                match one {
+                    Work::Write(batch, more) => {
+                        together.push(batch);
+                        bytes += more;
+                    }
+                    Work::ChoreDone => {}
+                    Work::End => ends = true,
+                }
+                if together.len() < WRITE_BATCHES && bytes < WRITE_BYTES {
+                    next = work.try_recv().ok();
+                }
+            }
+            if !self.write(&mut together, bytes)? || ends || !self.keep_up()? {
                 return Ok(());
             }
         }
     }
-    Ok(())
+
+    /// False when the core has ended.
+    fn write(&mut self, together: &mut Vec<Batch>, bytes: u64) -> Result<bool, JournalError> {
+        if together.is_empty() {
+            return Ok(true);
+        }
+        let began = Instant::now();
+        let written = self.journal.write_many(together)?;
+        self.metrics.sync_seconds.observe(began.elapsed().as_secs_f64());
+        self.metrics.sync_batches.observe(together.len() as f64);
+        self.metrics.journal_backlog_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        together.clear();
+        let mut reports = written.into_iter();
+        Ok(reports.all(|report| self.inbox.send_blocking(Arrival::Input(Input::Written(report))).is_ok()))
+    }
+
+    /// False when the core has ended.
+    fn keep_up(&mut self) -> Result<bool, JournalError> {
+        while let Ok(done) = self.chores.done.try_recv() {
+            self.journal.chore_done(done)?;
+        }
+        if let Some(chore) = self.journal.next_chore() {
+            // The thread ends only with this one.
+            let _ = self.chores.todo.send(chore);
+        }
+        match self.journal.upkeep()? {
+            Some(upkeep) => Ok(self.inbox.send_blocking(Arrival::Input(Input::Upkeep(upkeep))).is_ok()),
+            None => Ok(true),
+        }
+    }
 }
 
 /// About what a batch keeps in memory.

@@ -35,6 +35,12 @@ const SOCKET_THREADS: usize = 2;
 /// How long the last bytes to sockets may take after the member has ended.
 const LAST_BYTES: Duration = Duration::from_millis(300);
 
+/// With less room than for so many segments, publishers wait: two for what is on its way already (the open one and its
+/// spare are reserved), two for what goes on meanwhile.
+const LOW_SPACE_SEGMENTS: u64 = 4;
+/// The reserve: one segment to move live bodies into, and one more.
+const RESERVE_SEGMENTS: u64 = 2;
+
 /// Runs a member until it is told to stop. Returns after an orderly end.
 pub fn run(config: &Config) -> Result<(), Failure> {
     let data_dir = DataDir::open(&config.data_dir, Duration::from_secs(config.limits.lock_wait_seconds))?;
@@ -107,8 +113,14 @@ fn open_journal(data_dir: &DataDir, config: &Config) -> Result<(OpenJournal, Rec
     let files =
         RealFileSystem::new(&path).map_err(|error| trouble(ExitKind::Io, &error, "check the volume and its owner"))?;
     let nonce = random_u64().map_err(|error| internal("no random numbers", &error))?;
-    let layout =
-        JournalConfig { segment_bytes: config.limits.journal_segment_mib << 20, nonce, ..JournalConfig::default() };
+    let segment_bytes = config.limits.journal_segment_mib << 20;
+    let layout = JournalConfig {
+        segment_bytes,
+        nonce,
+        low_space_bytes: LOW_SPACE_SEGMENTS * segment_bytes,
+        reserve_bytes: RESERVE_SEGMENTS * segment_bytes,
+        ..JournalConfig::default()
+    };
     Journal::open(files, layout).map_err(|error| match error {
         JournalError::IdentityDamaged => trouble(
             ExitKind::Data,

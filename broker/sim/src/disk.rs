@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use holdfast_journal::{FileSystem, StoredFile};
+use holdfast_journal::{DiskSpace, FileSystem, StoredFile};
 
 use crate::rng::Rng;
 
@@ -45,6 +45,8 @@ struct State {
     skips_syncs: bool,
     /// The next sync of a file fails.
     fails_sync: bool,
+    /// Bytes that all files together may take; none for no limit.
+    capacity: Option<u64>,
 }
 
 /// One member's directory. Clones are the same directory.
@@ -74,6 +76,17 @@ impl SimDisk {
     /// The next sync of a file fails (EIO), and as on Linux the pages that it did not write count as clean from then on.
     pub fn fail_next_sync(&self) {
         self.lock().fails_sync = true;
+    }
+
+    /// From here on all files together take at most so many bytes; writes and new files that need more fail (ENOSPC).
+    pub fn set_capacity(&self, bytes: Option<u64>) {
+        self.lock().capacity = bytes;
+    }
+
+    /// Bytes that the files take which have a name.
+    #[must_use]
+    pub fn used_bytes(&self) -> u64 {
+        self.lock().used_bytes()
     }
 
     /// A planted bug: from here on, or no longer, a sync of the log succeeds without doing anything.
@@ -180,6 +193,20 @@ impl State {
         if self.dying { Err(io::Error::other("the process was killed here")) } else { Ok(()) }
     }
 
+    fn used_bytes(&self) -> u64 {
+        self.names.values().filter_map(|inode| self.inodes.get(inode)).map(|inode| inode.bytes.len() as u64).sum()
+    }
+
+    /// Whether the files may grow by so many bytes.
+    fn room_for(&self, bytes: usize) -> io::Result<()> {
+        match self.capacity {
+            Some(capacity) if bytes > 0 && self.used_bytes() + bytes as u64 > capacity => {
+                Err(io::Error::from(io::ErrorKind::StorageFull))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn change(&mut self, change: NameChange) {
         apply(&mut self.names, &change);
         self.pending.push(change);
@@ -199,6 +226,7 @@ impl FileSystem for SimDisk {
         if state.names.contains_key(name) {
             return Err(io::Error::from(io::ErrorKind::AlreadyExists));
         }
+        state.room_for(size_bytes as usize)?;
         state.next_inode += 1;
         let inode = state.next_inode;
         state.inodes.insert(inode, Inode { bytes: vec![0; size_bytes as usize], ..Inode::default() });
@@ -245,6 +273,13 @@ impl FileSystem for SimDisk {
         }
         Ok(())
     }
+
+    fn space(&self) -> io::Result<DiskSpace> {
+        let state = self.lock();
+        let total_bytes = state.capacity.unwrap_or(1 << 40);
+        let used_bytes = if state.capacity.is_some() { state.used_bytes() } else { 0 };
+        Ok(DiskSpace { total_bytes, free_bytes: total_bytes.saturating_sub(used_bytes) })
+    }
 }
 
 impl StoredFile for SimFile {
@@ -257,8 +292,10 @@ impl StoredFile for SimFile {
         if spent.is_err() && !dies_here {
             return spent;
         }
-        let inode = state.inode(self.inode)?;
         let (start, end) = (offset as usize, offset as usize + data.len());
+        let grows_by = end.saturating_sub(state.inode(self.inode)?.bytes.len());
+        state.room_for(grows_by)?;
+        let inode = state.inode(self.inode)?;
         if inode.bytes.len() < end {
             inode.bytes.resize(end, 0);
         }
@@ -274,6 +311,11 @@ impl StoredFile for SimFile {
         let end = (start + buffer.len()).min(inode.bytes.len());
         buffer[..end - start].copy_from_slice(&inode.bytes[start..end]);
         Ok(end - start)
+    }
+
+    /// A new file reads as zero bytes already, and nothing here is faster for having been written before.
+    fn write_zeros(&self, _size_bytes: u64) -> io::Result<()> {
+        Ok(())
     }
 
     fn len(&self) -> io::Result<u64> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use holdfast_engine::identity::MemberUuid;
 use holdfast_engine::{Input, LinkId, Member, MemberConfig, Start};
-use holdfast_journal::{Batch, Journal, JournalConfig, JournalReader, Written};
+use holdfast_journal::{Batch, Chore, Journal, JournalConfig, JournalReader, Upkeep, Written};
 use holdfast_queue::Machine;
 use holdfast_queue::ids::{BootId, GroupId};
 use holdfast_queue::time::Instant;
@@ -56,6 +56,8 @@ pub struct Running {
     pub member: SimMember,
     /// Its journal.
     pub journal: Journal<SimDisk>,
+    /// The journal's background work under way.
+    pub chore: Option<Chore<SimDisk>>,
     /// Batches that wait for the write under way to end.
     pub queued: VecDeque<Batch>,
     /// Batches in the write under way.
@@ -148,6 +150,7 @@ impl Process {
         self.running = Some(Running {
             member,
             journal,
+            chore: None,
             queued: VecDeque::new(),
             writing: Vec::new(),
             tick_at_us: 0,
@@ -197,5 +200,17 @@ impl Running {
     pub fn finish_write(&mut self) -> Result<Vec<Written>, String> {
         let batches = std::mem::take(&mut self.writing);
         self.journal.write_many(&batches).map_err(|error| error.to_string())
+    }
+
+    /// What the journal does beside its writes: a chore that was begun after one write ends after the next.
+    ///
+    /// # Errors
+    /// When the disk failed.
+    pub fn keep_up(&mut self) -> Result<Option<Upkeep>, String> {
+        if let Some(chore) = self.chore.take() {
+            self.journal.chore_done(chore.run()).map_err(|error| error.to_string())?;
+        }
+        self.chore = self.journal.next_chore();
+        self.journal.upkeep().map_err(|error| error.to_string())
     }
 }

@@ -501,9 +501,9 @@ impl World {
         let process = &mut self.processes[member];
         let Some(running) = &mut process.running else { return Ok(()) };
         process.disk.skip_syncs(skip_sync);
-        let outcome = running.finish_write();
+        let outcome = running.finish_write().and_then(|written| Ok((written, running.keep_up()?)));
         process.disk.skip_syncs(false);
-        let written = match outcome {
+        let (written, upkeep) = match outcome {
             Ok(written) => written,
             Err(error) if self.failing_disks.contains(&member) => {
                 return self.give(member, Input::WriteFailed { error });
@@ -512,6 +512,9 @@ impl World {
         };
         for one in written {
             self.give(member, Input::Written(one))?;
+        }
+        if let Some(upkeep) = upkeep {
+            self.give(member, Input::Upkeep(upkeep))?;
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
-use holdfast_journal::{Batch, GroupKey, Journal, JournalConfig, JournalReader};
+use holdfast_journal::{Batch, Chore, GroupKey, Journal, JournalConfig, JournalReader};
 use holdfast_queue::ids::{BootId, GroupId, MemberId};
 use holdfast_queue::time::Instant;
 use holdfast_replica::{Envelope, GroupBirth, Host, HostConfig, HostOutput, ProposalId};
@@ -18,6 +18,7 @@ type SimHost = Host<History, JournalReader<SimDisk>>;
 struct Running {
     host: SimHost,
     journal: Journal<SimDisk>,
+    chore: Option<Chore<SimDisk>>,
     queued: VecDeque<Batch>,
     writing: Vec<Batch>,
     tick_at: Option<Instant>,
@@ -60,7 +61,8 @@ impl Node {
 
     /// Starts on what the disk holds. Groups that the disk does not know yet are born, as metadata would have it.
     pub fn start(&mut self, now: Instant, groups: &[GroupKey], rng: &mut Rng) -> Result<(), String> {
-        let config = JournalConfig { segment_bytes: 64 << 10, block_bytes: 512, nonce: rng.draw() };
+        let config =
+            JournalConfig { segment_bytes: 64 << 10, block_bytes: 512, nonce: rng.draw(), ..JournalConfig::default() };
         let opened = Journal::open(self.disk.clone(), config);
         let (journal, recovered) = opened.map_err(|error| format!("m{}: {error}", self.index))?;
         let me = MemberId(self.index as u64 + 1);
@@ -82,6 +84,7 @@ impl Node {
         self.running = Some(Running {
             host,
             journal,
+            chore: None,
             queued: VecDeque::new(),
             writing: Vec::new(),
             tick_at: None,
@@ -154,6 +157,12 @@ impl Node {
         for one in &written {
             running.host.handle_written(one, now);
         }
+        // A chore that was begun after one write ends after the next.
+        if let Some(chore) = running.chore.take() {
+            running.journal.chore_done(chore.run()).map_err(|error| format!("m{}: {error}", self.index))?;
+        }
+        running.chore = running.journal.next_chore();
+        running.journal.upkeep().map_err(|error| format!("m{}: {error}", self.index))?;
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use std::cell::Cell;
 
 use crate::model::{Model, Workload, recovered_equals};
 use holdfast_journal::conformance::{check_all, check_power_loss, small_config};
-use holdfast_journal::{Batch, Journal, JournalError};
+use holdfast_journal::{Batch, Chore, Journal, JournalError};
 use holdfast_sim::disk::SimDisk;
 use holdfast_sim::rng::Rng;
 
@@ -51,6 +51,7 @@ fn run(seed: u64) {
         let mut settled = possible.swap_remove(found);
         possible = vec![settled.clone()];
         let mut workload = Workload::new(rng.split(life));
+        let mut chore = None;
         for _ in 0..rng.range(0, 60) {
             let count = rng.range(1, 4);
             let mut after = settled.clone();
@@ -65,6 +66,10 @@ fn run(seed: u64) {
                 Ok(written) => {
                     assert_eq!(written.len(), batches.len());
                     settled = after;
+                    possible = vec![settled.clone()];
+                    if keep_up(&mut journal, &mut chore, &mut rng).is_err() {
+                        break;
+                    }
                 }
                 Err(_) => {
                     assert!(matches!(journal.write_many(&batches), Err(JournalError::Poisoned)), "it is poisoned");
@@ -74,11 +79,26 @@ fn run(seed: u64) {
                     break;
                 }
             }
-            possible = vec![settled.clone()];
         }
         drop(journal);
         crash(&disk, &mut rng);
     }
+}
+
+/// Background work: begun at some time, ended some writes later, or never. It changes nothing of what is recorded.
+fn keep_up(
+    journal: &mut Journal<SimDisk>,
+    chore: &mut Option<Chore<SimDisk>>,
+    rng: &mut Rng,
+) -> Result<(), JournalError> {
+    if chore.is_some() && rng.chance(50) {
+        let done = chore.take().map(Chore::run);
+        done.map_or(Ok(()), |done| journal.chore_done(done))?;
+    }
+    if chore.is_none() {
+        *chore = journal.next_chore();
+    }
+    journal.upkeep().map(drop)
 }
 
 fn crash(disk: &SimDisk, rng: &mut Rng) {
