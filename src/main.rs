@@ -133,9 +133,13 @@ fn start(options: RunOptions) -> Result<(), Failure> {
 }
 
 async fn run(options: RunOptions) -> Result<(), Failure> {
-    let config = Config::infer()
-        .await
-        .map_err(|error| format!("no way to reach a Kubernetes API server is configured: {error}"))?;
+    let config = Config::infer().await.map_err(|error| {
+        format!(
+            "no way to reach a Kubernetes API server is configured: {}\n  \
+                 what to do: run in a pod with a service account, or set KUBECONFIG to a kubeconfig file",
+            with_causes(&error)
+        )
+    })?;
     let lease_namespace = options.lease_namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
     let server = config.cluster_url.to_string();
     let client =

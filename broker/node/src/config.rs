@@ -27,6 +27,10 @@ pub struct Config {
     pub member: MemberConfig,
     /// Journal, checkpoints and identity live here; one running process at a time.
     pub data_dir: PathBuf,
+    /// The cluster that the data directory must belong to, where that is known; a directory of another cluster is
+    /// refused at start. A blank directory fits any.
+    #[serde(default)]
+    pub cluster_id: Option<String>,
     #[serde(default)]
     pub listeners: Listeners,
     pub advertise: Advertise,
@@ -170,13 +174,14 @@ impl Config {
             Complaint::new(format!("not valid YAML: {error}"), "correct the file at the place shown")
         })?;
         if !value.is_object() {
-            return Err(Complaint::new("the file holds no keys", "write at least dataDir, advertise and tls"));
+            let found = if value.is_null() { "the file holds no keys" } else { "the file is not a map of keys" };
+            return Err(Complaint::new(found, "write `key: value` lines, at least dataDir, advertise and tls"));
         }
         refuse_unknown_keys(&value, &every_key(), "")?;
         let mut config: Self = serde_path_to_error::deserialize(value).map_err(|error| {
             let path = error.path().to_string();
             let key = if path == "." { String::new() } else { format!("{path}: ") };
-            Complaint::new(format!("{key}{}", error.inner()), "correct that key in the file")
+            Complaint::new(format!("{key}{}", plainly(&error.inner().to_string())), "correct that key in the file")
         })?;
         if let Some(name) = environment("HOLDFAST_MEMBER") {
             config.member.name = name;
@@ -201,6 +206,12 @@ impl Config {
             "member.name",
             &format!("`{name}` cannot name a member"),
             "use at most 63 letters, digits, '-', '_' and '.'",
+        )?;
+        need(
+            self.data_dir.is_absolute(),
+            "dataDir",
+            &format!("`{}` is not an absolute path", self.data_dir.display()),
+            "write where the volume is mounted, such as /var/lib/holdfast",
         )?;
         need(
             host_and_port(&self.advertise.peer).is_some(),
@@ -232,6 +243,15 @@ pub fn host_and_port(address: &str) -> Option<(&str, u16)> {
     (!host.is_empty() && !host.contains(char::is_whitespace)).then_some((host, port))
 }
 
+/// What the deserializer says of types, in words for those who do not write Rust.
+fn plainly(text: &str) -> String {
+    let named = [
+        ("expected usize", "expected a number that is not negative"),
+        ("expected u64", "expected a number that is not negative"),
+    ];
+    named.iter().fold(text.to_owned(), |text, (type_name, words)| text.replace(type_name, words))
+}
+
 /// A complaint about the file's contents; the file's name is added by [`Config::load`].
 #[derive(Debug)]
 struct Complaint {
@@ -256,6 +276,7 @@ fn every_key() -> Value {
     let config = Config {
         member: MemberConfig::default(),
         data_dir: PathBuf::new(),
+        cluster_id: None,
         listeners: Listeners::default(),
         advertise: Advertise { peer: String::new() },
         tls: TlsFiles { ca: PathBuf::new(), cert: PathBuf::new(), key: PathBuf::new() },
@@ -341,6 +362,8 @@ tls: {ca: /tls/ca.crt, cert: /tls/tls.crt, key: /tls/tls.key}
             ("demo-0-0,", "a b,", "member.name: `a b` cannot name a member", "at most 63"),
             (".svc:5680", "", "advertise.peer: ", "write the name and port"),
             ("dataDir: /var/lib/holdfast\n", "", "missing field `dataDir`", "correct"),
+            ("/var/lib/holdfast", "\"\"", "dataDir: `` is not an absolute path", "volume is mounted"),
+            ("tls:", "limits: {connections: -1}\ntls:", "limits.connections: ", "correct that key"),
             ("key: /tls/tls.key}", "key: /tls/tls.key", "not valid YAML", "at the place shown"),
         ];
         for (from, to, problem, remedy) in cases {
@@ -350,7 +373,11 @@ tls: {ca: /tls/ca.crt, cert: /tls/tls.crt, key: /tls/tls.key}
             assert!(complaint.problem.contains(problem), "{from} -> {to}: {complaint}");
             assert!(complaint.remedy.contains(remedy), "{from} -> {to}: {complaint}");
         }
-        assert!(Config::parse("", &nothing).is_err());
+        assert!(Config::parse("", &nothing).unwrap_err().problem.contains("holds no keys"));
+        assert!(Config::parse("- a\n", &nothing).unwrap_err().problem.contains("not a map"));
+        let negative = format!("{GOOD}limits: {{connections: many}}\n");
+        let complaint = Config::parse(&negative, &nothing).unwrap_err();
+        assert!(complaint.problem.contains("expected a number"), "{complaint}");
     }
 
     #[test]

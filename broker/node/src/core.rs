@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_engine::admin::{AdminError, AdminReply};
-use holdfast_engine::{AdminRequestId, ConnId, Event, Input, LinkId, Member, Output, PasswordToken, Severity};
+use holdfast_engine::{AdminRequestId, ConnId, Input, LinkId, Member, Output, PasswordToken};
 use holdfast_journal::EntryReader;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
@@ -20,6 +20,7 @@ use crate::clients::ClientHandle;
 use crate::clock::{Clock, wall_ms};
 use crate::inbox::{Arrival, Held, Inbox, Lanes};
 use crate::journal_thread::JournalHandle;
+use crate::logging::EventLog;
 use crate::metrics::NodeMetrics;
 use crate::passwords::Passwords;
 use crate::peers::{LinkHandle, Peers};
@@ -64,6 +65,7 @@ pub struct Core<R: EntryReader> {
     touched_clients: Vec<ConnId>,
     touched_links: Vec<LinkId>,
     counters_at: std::time::Instant,
+    log: EventLog,
 }
 
 struct Client {
@@ -89,6 +91,7 @@ impl<R: EntryReader> Core<R> {
             touched_clients: Vec::new(),
             touched_links: Vec::new(),
             counters_at: std::time::Instant::now(),
+            log: EventLog::default(),
         }
     }
 
@@ -228,7 +231,7 @@ impl<R: EntryReader> Core<R> {
                     let _ = waiting.send(reply);
                 }
             }
-            Output::Event(event) => log(&event),
+            Output::Event(event) => self.log.write(&event, std::time::Instant::now()),
             Output::Exit { .. } => unreachable!("handled by the round"),
         }
     }
@@ -276,13 +279,5 @@ fn take_waiting(lane: &mut mpsc::Receiver<Held>, arrivals: &mut Vec<Held>, most:
             Ok(held) => arrivals.push(held),
             Err(_) => return,
         }
-    }
-}
-
-fn log(event: &Event) {
-    match event.severity {
-        Severity::Info => tracing::info!("{}", event.text),
-        Severity::Warning => tracing::warn!("{}", event.text),
-        Severity::Error => tracing::error!("{}", event.text),
     }
 }

@@ -32,6 +32,12 @@ impl ExitKind {
             Self::Config => 78,
         }
     }
+
+    /// The kind that a process of this program ended with.
+    pub fn of_code(code: i32) -> Option<Self> {
+        let kinds = [Self::Data, Self::Unavailable, Self::Internal, Self::Io, Self::Temporary, Self::Config];
+        kinds.into_iter().find(|kind| i32::from(kind.code()) == code)
+    }
 }
 
 /// A failure that ends the process: what is wrong, and what to do about it.

@@ -20,7 +20,9 @@ pub fn listen(address: SocketAddr, purpose: &str) -> Result<TcpListener, Failure
         other => other,
     };
     listener.map_err(|error| match error.kind() {
-        io::ErrorKind::AddrInUse => port_in_use(address, purpose),
+        io::ErrorKind::AddrInUse => {
+            port_in_use(address, purpose, &format!("under listeners.{purpose} in the configuration"))
+        }
         io::ErrorKind::PermissionDenied => Failure::new(
             ExitKind::Unavailable,
             format!("this user may not listen on {address} ({purpose}): {error}"),
@@ -34,12 +36,15 @@ pub fn listen(address: SocketAddr, purpose: &str) -> Result<TcpListener, Failure
     })
 }
 
-/// The failure of a port that is taken.
-pub fn port_in_use(address: SocketAddr, purpose: &str) -> Failure {
+/// The failure of a port that is taken; `place` is where another one is chosen.
+pub fn port_in_use(address: SocketAddr, purpose: &str, place: &str) -> Failure {
     Failure::new(
         ExitKind::Unavailable,
-        format!("port {} ({purpose}) is in use by another process", address.port()),
-        "stop that process, or choose another port",
+        format!("port {} ({purpose}) is in use", address.port()),
+        format!(
+            "see who has it with `ss -ltnp sport = :{}`: stop that, or choose another port {place}",
+            address.port()
+        ),
     )
 }
 

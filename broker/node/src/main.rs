@@ -17,7 +17,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// A replicated AMQP 0-9-1 broker.
 #[derive(Parser)]
-#[command(version, arg_required_else_help = true)]
+#[command(name = "holdfast-broker", version, arg_required_else_help = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_engine::identity::MemberUuid;
+use holdfast_engine::identity::{Identity, MemberUuid};
 use holdfast_engine::{Input, Member, MemberConfig, Start};
 use holdfast_journal::{Journal, JournalConfig, JournalError, RealFileSystem, Recovered};
 use holdfast_queue::ids::BootId;
@@ -61,6 +61,7 @@ pub fn run(config: &Config) -> Result<(), Failure> {
     for finding in &recovered.findings {
         tracing::warn!("journal: {finding}");
     }
+    refuse_other_cluster(&data_dir, config, &recovered)?;
     let process = Process { config, data_dir: &data_dir, certificates: &certificates, runtime: &runtime };
     let ended = process.work(listeners, journal, recovered)?;
     runtime.shutdown_timeout(LAST_BYTES);
@@ -133,6 +134,27 @@ fn open_journal(data_dir: &DataDir, config: &Config) -> Result<(OpenJournal, Rec
         JournalError::NoSpace { .. } => trouble(ExitKind::Io, &error, "free space on the volume, or make it larger"),
         _ => trouble(ExitKind::Io, &error, "check the volume"),
     })
+}
+
+/// A directory of another cluster is left as it is: its members may still need it.
+fn refuse_other_cluster(data_dir: &DataDir, config: &Config, recovered: &Recovered) -> Result<(), Failure> {
+    let (Some(expected), Some(identity)) = (&config.cluster_id, &recovered.identity) else { return Ok(()) };
+    // One that cannot be decoded is reported where the member starts.
+    let Some(membership) = Identity::decode(identity).ok().and_then(|identity| identity.membership) else {
+        return Ok(());
+    };
+    if membership.cluster_id == *expected {
+        return Ok(());
+    }
+    Err(Failure::new(
+        ExitKind::Data,
+        format!(
+            "the data directory {} holds data of another cluster: it belongs to {}, this member to {expected}",
+            data_dir.path().display(),
+            membership.cluster_id
+        ),
+        "give this member its own directory or volume, or an empty one, which joins anew; nothing was deleted",
+    ))
 }
 
 /// What a running member stands on.

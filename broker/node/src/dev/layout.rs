@@ -52,15 +52,16 @@ impl Layout {
     pub fn plan(args: &DevArgs, dir: &Path) -> Result<Self, Failure> {
         refuse_other_count(args.members, dir)?;
         let members = plan_members(args, dir)?;
+        let cluster_id = cluster_id(dir)?;
         let authority = Authority::load_or_create(&dir.join("certificates"))?;
         let ip = args.listen.to_string();
         let hosts = ["localhost", "127.0.0.1", "::1", &ip];
         for member in &members {
             let tls = authority.issue(&member.name, &hosts)?;
-            write(&member.config_file, &member.config(tls).to_yaml())?;
+            write(&member.config_file, &member.config(tls, &cluster_id).to_yaml())?;
         }
         let admin = authority.issue("admin", &["admin.localhost"])?;
-        Ok(Self { dir: dir.into(), cluster_id: cluster_id(dir)?, members, admin })
+        Ok(Self { dir: dir.into(), cluster_id, members, admin })
     }
 
     /// What `dev.json` says; `pids` are those of the members' processes, in order.
@@ -90,10 +91,11 @@ impl Layout {
 }
 
 impl MemberPlan {
-    fn config(&self, tls: TlsFiles) -> Config {
+    fn config(&self, tls: TlsFiles, cluster_id: &str) -> Config {
         Config {
             member: MemberConfig { name: self.name.clone(), zone: self.zone.clone() },
             data_dir: self.data_dir.clone(),
+            cluster_id: Some(cluster_id.to_owned()),
             listeners: Listeners {
                 amqp: Listen::At(self.amqp),
                 amqps: Listen::Off,
@@ -193,7 +195,9 @@ fn refuse_other_count(wanted: u16, dir: &Path) -> Result<(), Failure> {
 fn free(address: SocketAddr, purpose: &str) -> Result<SocketAddr, Failure> {
     match TcpListener::bind(address).and_then(|listener| listener.local_addr()) {
         Ok(address) => Ok(address),
-        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => Err(port_in_use(address, purpose)),
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+            Err(port_in_use(address, purpose, "with --port (0 takes free ones)"))
+        }
         Err(error) => Err(Failure::new(
             ExitKind::Unavailable,
             format!("cannot listen on {address} ({purpose}): {error}"),

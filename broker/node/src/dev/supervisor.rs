@@ -1,8 +1,6 @@
 //! Starting, watching and ending the members' processes.
 
-use std::collections::VecDeque;
 use std::process::{ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::Method;
@@ -26,8 +24,6 @@ const CALL: Duration = Duration::from_secs(10);
 /// How long members may take to end after they were asked to.
 const STOP: Duration = Duration::from_secs(12);
 const RESPAWN_AFTER: Duration = Duration::from_millis(500);
-/// Lines of a member's log that are kept to explain an early end.
-const TAIL_LINES: usize = 8;
 
 /// A member's process ended.
 struct Exit {
@@ -35,14 +31,11 @@ struct Exit {
     status: std::io::Result<ExitStatus>,
 }
 
-type Tail = Arc<Mutex<VecDeque<String>>>;
-
 /// The members' processes.
 pub struct Supervisor {
     layout: Layout,
     respawn: bool,
     pids: Vec<Option<u32>>,
-    tails: Vec<Tail>,
     clients: Vec<AdminClient>,
     exits: mpsc::Receiver<Exit>,
     exited: mpsc::Sender<Exit>,
@@ -70,7 +63,6 @@ impl Supervisor {
         Ok(Self {
             clients: layout.members.iter().map(client).collect(),
             pids: vec![None; count],
-            tails: (0..count).map(|_| Tail::default()).collect(),
             layout,
             respawn,
             exits,
@@ -92,6 +84,7 @@ impl Supervisor {
             signal(kind).map_err(|error| Failure::new(ExitKind::Internal, format!("no signals: {error}"), "try again"))
         };
         let (mut term, mut interrupt) = (listen_for(SignalKind::terminate())?, listen_for(SignalKind::interrupt())?);
+        println!("starting {} members, data in {}", self.layout.members.len(), self.layout.dir.display());
         for number in 0..self.layout.members.len() {
             self.spawn(number)?;
         }
@@ -101,7 +94,10 @@ impl Supervisor {
             _ = interrupt.recv() => Told::ToStop,
         };
         match told {
-            Told::ToStop => Ok(()),
+            Told::ToStop => {
+                println!("stopping: leaderships are handed over, clients are told");
+                Ok(())
+            }
             Told::AllEnded => Err(Failure::new(
                 ExitKind::Unavailable,
                 "all members have ended",
@@ -154,12 +150,14 @@ impl Supervisor {
         command.process_group(0);
         let mut child = command.spawn().map_err(cannot)?;
         self.pids[number] = child.id();
-        if let Some(log) = child.stderr.take() {
-            tokio::spawn(forward(log, member.name.clone(), self.tails[number].clone()));
-        }
+        let log = child.stderr.take().map(|log| tokio::spawn(forward(log, member.name.clone())));
         let exited = self.exited.clone();
         tokio::spawn(async move {
             let status = child.wait().await;
+            // Its last lines come before what is said of its end.
+            if let Some(log) = log {
+                let _ = timeout(CALL, log).await;
+            }
             let _ = exited.send(Exit { number, status }).await;
         });
         Ok(())
@@ -168,17 +166,15 @@ impl Supervisor {
     /// A member that ends before the cluster is up is a failure to start.
     fn early_end(&mut self, exit: &Exit) -> Failure {
         self.pids[exit.number] = None;
-        let tail = self.tails[exit.number].lock().unwrap_or_else(PoisonError::into_inner);
-        let lines: Vec<&str> = tail.iter().map(String::as_str).collect();
+        let code = exit.status.as_ref().ok().and_then(ExitStatus::code);
         Failure::new(
-            ExitKind::Unavailable,
+            code.and_then(ExitKind::of_code).unwrap_or(ExitKind::Unavailable),
             format!(
-                "member {} ended while the cluster was starting ({}):\n    {}",
+                "member {} ended while the cluster was starting ({})",
                 self.layout.members[exit.number].name,
-                in_words(&exit.status),
-                lines.join("\n    ")
+                in_words(&exit.status)
             ),
-            "see what its last lines say",
+            "its lines above say why and what to do",
         )
     }
 
@@ -294,15 +290,10 @@ fn too_slow(what: &str, why: &str) -> Failure {
     )
 }
 
-async fn forward(log: impl AsyncRead + Unpin, name: String, tail: Tail) {
+async fn forward(log: impl AsyncRead + Unpin, name: String) {
     let mut lines = BufReader::new(log).lines();
     while let Ok(Some(line)) = lines.next_line().await {
         eprintln!("[{name}] {line}");
-        let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
-        if tail.len() == TAIL_LINES {
-            tail.pop_front();
-        }
-        tail.push_back(line);
     }
 }
 
