@@ -162,6 +162,25 @@ fn a_member_keeps_its_id_and_a_new_disk_gets_a_new_one() {
 }
 
 #[test]
+fn a_member_that_has_joined_learns_its_zone_and_address_when_they_change() {
+    let mut group = cluster(3);
+    let moved = ExpectedMember { name: "m2".into(), address: "elsewhere:5680".into(), zone: "z".into() };
+    let unchanged = |n: u64| {
+        let NewMember { name, address, zone, .. } = member(n);
+        ExpectedMember { name, address, zone }
+    };
+    let expected = vec![unchanged(1), moved.clone(), unchanged(3)];
+    let effects = group.lead(MetaCommand::SetExpected { expected: expected.clone() });
+    assert_eq!(changes(&effects), [Change::Member { member: MemberId(2) }, Change::Cluster]);
+    let known = group.machine.member(MemberId(2)).expect("a member");
+    assert_eq!((known.zone.as_str(), known.address.as_str()), ("z", "elsewhere:5680"));
+    assert_eq!((known.uuid.as_str(), known.boot), ("uuid-2", Some(boot(2))), "who it is has not changed");
+    // The same list again says nothing new of any member.
+    let effects = group.lead(MetaCommand::SetExpected { expected });
+    assert_eq!(changes(&effects), [Change::Cluster]);
+}
+
+#[test]
 fn a_queue_is_led_where_it_is_declared_and_spread_over_zones() {
     let mut group = cluster(5);
     let declare = Declare { session: session(4), ..durable("q") };

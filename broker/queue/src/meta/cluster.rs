@@ -72,10 +72,20 @@ impl MetaMachine {
         Ok(added)
     }
 
+    /// The whole list of members that should be there. Where a member runs is the caller's to know, also of one that has
+    /// joined: nodes get their zone labels late, and a pod may move with its volume.
     pub(super) fn set_expected(&mut self, expected: Vec<ExpectedMember>, changes: &mut Vec<Change>) -> Outcome {
         let Some(cluster) = &mut self.cluster else {
             return Err(Refusal { code: 406, text: "the cluster was not made yet".to_owned() });
         };
+        for (id, member) in &mut self.members {
+            let Some(wanted) = expected.iter().find(|wanted| wanted.name == member.name) else { continue };
+            if member.zone != wanted.zone || member.address != wanted.address {
+                member.zone.clone_from(&wanted.zone);
+                member.address.clone_from(&wanted.address);
+                changes.push(Change::Member { member: *id });
+            }
+        }
         cluster.expected = expected;
         changes.push(Change::Cluster);
         Ok(MetaReply::Done)
