@@ -315,6 +315,32 @@ async fn a_roll_stops_while_a_broker_cannot_be_asked() {
 }
 
 #[tokio::test]
+async fn a_broker_that_cannot_be_asked_to_hand_its_leaders_over_keeps_its_pod() {
+    let world = World::new(json!({}));
+    world.settle().await;
+    world.api.change(&format!("{PODS}demo-1-0"), |pod| pod["status"]["podIP"] = Value::Null);
+    world.set_spec("image", json!("broker:2"));
+    world.pass().await.expect("a pass");
+    assert!(world.api.below(PODS).contains(&format!("{PODS}demo-1-0")));
+    let held = world.status().decisions;
+    assert!(held.iter().any(|d| d.message.contains("demo-1-0 stays for now: its broker cannot be asked")), "{held:?}");
+}
+
+#[tokio::test]
+async fn a_pod_stays_when_another_fails_between_the_plan_and_the_eviction() {
+    let world = World::new(json!({}));
+    world.settle().await;
+    world.set_spec("image", json!("broker:2"));
+    world.api.meanwhile(Method::GET, "pods/demo-1-0", &format!("{PODS}demo-2-0"), |pod| {
+        pod["status"]["conditions"][0]["status"] = json!("False");
+    });
+    world.pass().await.expect("a pass");
+    assert!(world.api.take_writes().iter().all(|w| !w.ends_with("/eviction")));
+    let held = world.status().decisions;
+    assert!(held.iter().any(|d| d.message == "demo-1-0 stays for now: demo-2-0 is not ready"), "{held:?}");
+}
+
+#[tokio::test]
 async fn an_eviction_that_the_budget_refuses_is_held_and_tried_again() {
     let world = World::new(json!({}));
     world.settle().await;
@@ -383,6 +409,47 @@ async fn leaders_leave_a_cordoned_node() {
     world.pass().await.expect("a pass");
     assert!(world.brokers.calls().contains(&"drain_leaders demo-0-0".to_owned()));
     assert_eq!(world.brokers.get("demo-0-0").expect("a broker").groups.leading, 0);
+}
+
+#[tokio::test]
+async fn a_node_that_is_kept_for_brokers_by_a_taint_is_not_going_away() {
+    let toleration = json!({ "key": "dedicated", "operator": "Equal", "value": "mq", "effect": "NoExecute" });
+    let world = World::new(json!({ "pod": { "spec": { "tolerations": [toleration] } } }));
+    world.settle().await;
+    let taint = |value: &str| json!([{ "key": "dedicated", "value": value, "effect": "NoExecute" }]);
+    let drained = || world.brokers.calls().iter().filter(|call| call.starts_with("drain_leaders")).count();
+    world.api.change("/api/v1/nodes/n1", |node| node["spec"]["taints"] = taint("mq"));
+    world.pass().await.expect("a pass");
+    assert_eq!(drained(), 0);
+    world.api.change("/api/v1/nodes/n1", |node| node["spec"]["taints"] = taint("another"));
+    world.pass().await.expect("a pass");
+    assert_eq!(drained(), 1);
+}
+
+#[tokio::test]
+async fn nodes_that_get_their_zone_labels_late_are_told_to_the_brokers_once() {
+    let world = World::new(json!({}));
+    let label = |zone: Value| {
+        for (n, node) in ["n1", "n2", "n3"].into_iter().enumerate() {
+            let zone = if zone.is_null() { Value::Null } else { json!(format!("zone-{n}")) };
+            world.api.change(&format!("/api/v1/nodes/{node}"), |node| {
+                node["metadata"]["labels"] = json!({ "topology.kubernetes.io/zone": zone });
+                if zone.is_null() {
+                    node["metadata"]["labels"] = json!({});
+                }
+            });
+        }
+    };
+    label(Value::Null);
+    world.settle().await;
+    assert_eq!(world.condition(ConditionType::ZoneFaultTolerant), ("False".into(), "UnknownZones".into()));
+    label(json!("given"));
+    for _ in 0..3 {
+        world.pass().await.expect("a pass");
+    }
+    assert_eq!(world.condition(ConditionType::ZoneFaultTolerant).0, "True");
+    let told = world.brokers.calls().iter().filter(|call| call.starts_with("put_members")).count();
+    assert_eq!(told, 1, "each time is a commit in the brokers' metadata");
 }
 
 #[tokio::test]

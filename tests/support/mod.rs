@@ -24,7 +24,16 @@ struct State {
     objects: BTreeMap<String, Value>,
     writes: Vec<String>,
     refusals: Vec<Refusal>,
+    meanwhile: Vec<Meanwhile>,
     version: u64,
+}
+
+/// Something that happens just before a request is handled.
+struct Meanwhile {
+    method: Method,
+    path_part: String,
+    path: String,
+    change: Box<dyn FnOnce(&mut Value) + Send>,
 }
 
 struct Refusal {
@@ -78,6 +87,18 @@ impl FakeApi {
         self.lock().refusals.push(Refusal { method, path_part, status, message, times });
     }
 
+    /// Just before the next request of that method whose path contains `path_part`, the object at `path` changes.
+    pub fn meanwhile(
+        &self,
+        method: Method,
+        path_part: &str,
+        path: &str,
+        change: impl FnOnce(&mut Value) + Send + 'static,
+    ) {
+        let (path_part, path) = (path_part.into(), path.into());
+        self.lock().meanwhile.push(Meanwhile { method, path_part, path, change: Box::new(change) });
+    }
+
     /// Every write so far, as `PATCH /path`, and forgets them.
     pub fn take_writes(&self) -> Vec<String> {
         std::mem::take(&mut self.lock().writes)
@@ -109,6 +130,13 @@ impl FakeApi {
 
     fn handle(&self, method: &Method, path: &str, query: &str, body: Value) -> (u16, Value) {
         let mut state = self.lock();
+        let is_due = |m: &Meanwhile| m.method == *method && path.contains(&m.path_part);
+        if let Some(at) = state.meanwhile.iter().position(is_due) {
+            let Meanwhile { path, change, .. } = state.meanwhile.remove(at);
+            let mut object = state.objects.get(&path).cloned().unwrap_or_else(|| panic!("{path} does not exist"));
+            change(&mut object);
+            state.store(&path, object);
+        }
         if method != Method::GET && !path.contains("/events") {
             state.writes.push(format!("{method} {path}"));
         }
@@ -185,7 +213,10 @@ fn pod(name: &str, set: &Value) -> Value {
     metadata["namespace"] = json!("shop");
     json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": metadata,
-        "spec": { "nodeName": NODES[number % 3].0, "containers": [{ "name": "broker" }] },
+        "spec": {
+            "nodeName": NODES[number % 3].0, "containers": [{ "name": "broker" }],
+            "tolerations": set["spec"]["template"]["spec"]["tolerations"],
+        },
         "status": {
             "podIP": format!("10.0.0.{number}"),
             "conditions": [{ "type": "Ready", "status": "True" }],

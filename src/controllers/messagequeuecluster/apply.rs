@@ -76,7 +76,7 @@ pub async fn apply(
         grow_volumes(ctx, &children, &mut outcome).await;
         change_serving(ctx, &children.namespace, plan, &mut outcome).await?;
         tell_brokers(ctx, observed, plan, &children, &mut outcome).await?;
-        move_leaders(ctx, observed, plan, &mut outcome).await;
+        move_leaders(ctx, mqc, observed, plan, &mut outcome).await;
         if let Some(removal) = &plan.removal {
             remove::remove_pod(ctx, mqc, observed, removal, &mut outcome).await?;
         }
@@ -162,12 +162,21 @@ async fn tell_brokers(
 }
 
 /// A member that cannot be asked hands its leaders over by itself when its pod stops; so no failure here matters.
-async fn move_leaders(ctx: &Context, observed: &Observed, plan: &Plan, outcome: &mut Outcome) {
+async fn move_leaders(
+    ctx: &Context,
+    mqc: &MessageQueueCluster,
+    observed: &Observed,
+    plan: &Plan,
+    outcome: &mut Outcome,
+) {
     for number in &plan.drain {
         let Some(member) = observed.members.get(number) else { continue };
         let (Some(door), Some(health)) = (&member.door, member.health()) else { continue };
         match ctx.brokers.drain_leaders(door, remove::DRAIN_DEADLINE).await {
             Ok(remaining) => {
+                let uid = member.pod.as_ref().map(|p| p.uid.as_str()).unwrap_or_default();
+                let now = (ctx.clock)();
+                ctx.remembered(&mqc.uid().unwrap_or_default(), |memory| memory.drained(uid, now, remaining));
                 let moved = health.groups.leading.saturating_sub(remaining);
                 if moved > 0 {
                     outcome.did(Reason::LeadersMoved, format!("{} is going away: {moved} leaders moved", door.member));

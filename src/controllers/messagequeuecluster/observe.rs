@@ -2,8 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
+    net::IpAddr,
+    time::Duration,
 };
 
 use futures::future::{join_all, try_join, try_join4};
@@ -11,39 +11,29 @@ use jiff::Timestamp;
 use k8s_openapi::{
     api::{
         apps::v1::StatefulSet,
-        core::v1::{ConfigMap, Node, PersistentVolumeClaim, Pod, Secret},
+        core::v1::{ConfigMap, Node, PersistentVolumeClaim, Pod, Secret, Taint, Toleration},
         storage::v1::StorageClass,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{Api, ResourceExt, api::ListParams};
-use rustls::ClientConfig;
 
 use super::super::{Context, Doing, Error};
 use crate::{
     api::v1alpha1::{
-        BROKER_CONTAINER, CLUSTER_ID_ANNOTATION, Decision, FOUNDER_ANNOTATION, INPUTS_ANNOTATION, MEMBER_LABEL,
+        BROKER_CONTAINER, CLUSTER_ID_ANNOTATION, FOUNDER_ANNOTATION, INPUTS_ANNOTATION, MEMBER_LABEL,
         MessageQueueCluster, Names, SERVING_LABEL,
     },
-    broker_admin::{ADMIN_PORT, AdminError, Door, Health},
-    certificates::{self, KeyedCertificate},
+    broker_admin::{AdminError, Door, Health},
+    certificates::KeyedCertificate,
 };
 
-/// Kept between passes; losing it costs a little time, nothing else.
-#[derive(Default)]
-pub struct Memory {
-    /// Since when a broker has not answered, by member number.
-    silent_since: BTreeMap<u32, Timestamp>,
-    /// When the status was last written.
-    pub status_written: Option<Timestamp>,
-    /// What was done since.
-    pub unwritten: Vec<Decision>,
-    /// The operator's own client certificate, and the authority it is of.
-    client: Option<(KeyedCertificate, Timestamp, Arc<ClientConfig>)>,
-}
+mod brokers;
+
+pub use brokers::{Memory, ask_again};
 
 /// Everything a pass knows.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Observed {
     pub members: BTreeMap<u32, MemberFacts>,
     pub secrets: SecretFacts,
@@ -52,7 +42,7 @@ pub struct Observed {
 }
 
 /// What is there of one member.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct MemberFacts {
     pub stateful_set: Option<StatefulSetFacts>,
     pub has_config: bool,
@@ -62,6 +52,10 @@ pub struct MemberFacts {
     pub answer: Option<Result<Health, AdminError>>,
     pub silent_since: Option<Timestamp>,
     pub door: Option<Door>,
+    /// Since when there has been no pod, as far as this operator has seen.
+    pub podless_since: Option<Timestamp>,
+    /// When the pod was last asked to hand its leaders away, and how many it had to keep.
+    pub kept_leaders: Option<(Timestamp, u64)>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -89,11 +83,41 @@ pub struct PodFacts {
     pub ready: bool,
     /// Does the broker's container run?
     pub running: bool,
+    pub created: Option<Timestamp>,
     pub serving: bool,
     /// Reason and message of a container that waits, such as `ImagePullBackOff`.
     pub waiting: Option<(String, String)>,
     /// The scheduler's words, when it finds no node.
     pub unschedulable: Option<String>,
+}
+
+/// What a container waits for that is no good by itself.
+const FAILURES: [&str; 8] = [
+    "ErrImagePull",
+    "ImagePullBackOff",
+    "InvalidImageName",
+    "ErrImageNeverPull",
+    "CrashLoopBackOff",
+    "CreateContainerConfigError",
+    "CreateContainerError",
+    "RunContainerError",
+];
+/// Longer than volumes and images take as a rule. A pod that is not up by then may lack something that its template
+/// names; should it only be slow, it loses nothing by being made anew.
+const STARTS_WITHIN: Duration = Duration::from_secs(60);
+
+impl PodFacts {
+    /// Does the broker not run because of what its template says? It does not get better by waiting.
+    pub fn template_fails(&self) -> bool {
+        !self.running && self.waiting.as_ref().is_some_and(|(reason, _)| FAILURES.contains(&reason.as_str()))
+    }
+
+    /// Is there no broker to lose, now or soon?
+    pub fn cannot_run(&self, now: Timestamp) -> bool {
+        let late = self.created.is_some_and(|at| now.duration_since(at).unsigned_abs() >= STARTS_WITHIN);
+        let waits = self.unschedulable.is_some() || (self.waiting.is_some() && late);
+        !self.running && (self.template_fails() || waits)
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -155,7 +179,7 @@ pub async fn observe(ctx: &Context, mqc: &MessageQueueCluster, now: Timestamp) -
     if observed.members.values().any(|m| m.volume.as_ref().is_some_and(|v| !v.bound)) {
         observed.storage_class_problem = storage_class_problem(ctx, mqc).await;
     }
-    ask_brokers(ctx, mqc, &mut observed, now).await?;
+    brokers::ask(ctx, mqc, &mut observed, now).await?;
     Ok(observed)
 }
 
@@ -194,13 +218,23 @@ async fn children(
             members.entry(number).or_default().volume = Some(volume_facts(&volume));
         }
     }
-    let nodes = read_nodes(ctx, &pods.items).await;
-    for pod in pods {
-        if let Some(number) = number_of(&pod.metadata) {
-            members.entry(number).or_default().pod = Some(pod_facts(&pod, &nodes, topology_key));
-        }
+    for (number, pod) in by_member(ctx, pods.items, topology_key).await {
+        members.entry(number).or_default().pod = Some(pod);
     }
     Ok(members)
+}
+
+/// Only the pods, read anew.
+async fn pods(ctx: &Context, names: &Names, topology_key: &str) -> Result<BTreeMap<u32, PodFacts>, Error> {
+    let api = Api::<Pod>::namespaced(ctx.client.clone(), &names.namespace);
+    let own = ListParams::default().labels(&names.selector_string());
+    let pods = api.list(&own).await.doing(|| format!("cannot list the pods of {}", names.cluster))?;
+    Ok(by_member(ctx, pods.items, topology_key).await)
+}
+
+async fn by_member(ctx: &Context, pods: Vec<Pod>, topology_key: &str) -> BTreeMap<u32, PodFacts> {
+    let nodes = read_nodes(ctx, &pods).await;
+    pods.iter().filter_map(|pod| Some((number_of(&pod.metadata)?, pod_facts(pod, &nodes, topology_key)))).collect()
 }
 
 fn number_of(meta: &ObjectMeta) -> Option<u32> {
@@ -296,9 +330,10 @@ fn pod_facts(pod: &Pod, nodes: &BTreeMap<String, Node>, topology_key: &str) -> P
         ip: status.and_then(|s| s.pod_ip.as_deref()).and_then(|ip| ip.parse().ok()),
         inputs: pod.annotations().get(INPUTS_ANNOTATION).cloned(),
         zone: node.and_then(|n| n.labels().get(topology_key).cloned()),
-        node_going: node.is_some_and(node_is_going),
+        node_going: node.is_some_and(|node| node_is_going(node, pod)),
         node: node_name,
         going: pod.metadata.deletion_timestamp.is_some(),
+        created: pod.creation_timestamp().map(|at| at.0),
         ready: condition("Ready").is_some_and(|c| c.status == "True"),
         running: container.is_some_and(|s| s.running.is_some()),
         serving: pod.labels().get(SERVING_LABEL).is_some_and(|v| v == "true"),
@@ -309,10 +344,26 @@ fn pod_facts(pod: &Pod, nodes: &BTreeMap<String, Node>, topology_key: &str) -> P
     }
 }
 
-fn node_is_going(node: &Node) -> bool {
+/// Cordoned, or with a taint that puts this pod off. A taint that the pod tolerates for good is how nodes are kept for it.
+fn node_is_going(node: &Node, pod: &Pod) -> bool {
+    let tolerations = pod.spec.as_ref().and_then(|s| s.tolerations.as_deref()).unwrap_or_default();
+    let stays = |taint: &Taint| tolerations.iter().any(|t| t.toleration_seconds.is_none() && tolerates(t, taint));
     let spec = node.spec.as_ref();
+    let taints = spec.and_then(|s| s.taints.as_deref()).unwrap_or_default();
     spec.and_then(|s| s.unschedulable).unwrap_or(false)
-        || spec.and_then(|s| s.taints.as_ref()).is_some_and(|all| all.iter().any(|t| t.effect == "NoExecute"))
+        || taints.iter().any(|taint| taint.effect == "NoExecute" && !stays(taint))
+}
+
+/// As Kubernetes matches them: a toleration without effect is for every effect, one without key (and with Exists) for
+/// every taint.
+fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
+    let given = |text: &Option<String>| text.as_deref().filter(|text| !text.is_empty()).map(str::to_owned);
+    given(&toleration.effect).is_none_or(|effect| effect == taint.effect)
+        && given(&toleration.key).is_none_or(|key| key == taint.key)
+        && match toleration.operator.as_deref() {
+            Some("Exists") => true,
+            _ => given(&toleration.key).is_some() && given(&toleration.value) == given(&taint.value),
+        }
 }
 
 /// None when the class is there, or when that cannot be found out.
@@ -337,66 +388,6 @@ async fn storage_class_problem(ctx: &Context, mqc: &MessageQueueCluster) -> Opti
             })
         }
     }
-}
-
-async fn ask_brokers(
-    ctx: &Context,
-    mqc: &MessageQueueCluster,
-    observed: &mut Observed,
-    now: Timestamp,
-) -> Result<(), Error> {
-    let names = mqc.names();
-    let Some(tls) = client_certificate(ctx, mqc, observed, now)? else { return Ok(()) };
-    for (number, member) in &mut observed.members {
-        let Some(ip) = member.pod.as_ref().filter(|p| p.running).and_then(|p| p.ip) else { continue };
-        member.door = Some(Door {
-            member: names.pod(*number),
-            host: names.host(*number),
-            address: SocketAddr::new(ip, ADMIN_PORT),
-            tls: tls.clone(),
-        });
-    }
-    let doors = observed.members.iter().filter_map(|(n, m)| Some((*n, m.door.as_ref()?)));
-    let answers = join_all(doors.map(|(n, door)| async move { (n, ctx.brokers.health(door).await) })).await;
-    let uid = mqc.uid().unwrap_or_default();
-    ctx.remembered(&uid, |memory| {
-        for (number, answer) in answers {
-            let member = observed.members.entry(number).or_default();
-            match &answer {
-                Ok(_) => {
-                    memory.silent_since.remove(&number);
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "a broker does not say how it is");
-                    member.silent_since = Some(*memory.silent_since.entry(number).or_insert(now));
-                }
-            }
-            member.answer = Some(answer);
-        }
-    });
-    Ok(())
-}
-
-/// The operator's own leaf, in memory, made anew when the authority changes or two thirds of its time are over.
-fn client_certificate(
-    ctx: &Context,
-    mqc: &MessageQueueCluster,
-    observed: &Observed,
-    now: Timestamp,
-) -> Result<Option<Arc<ClientConfig>>, Error> {
-    let Some(authority) = observed.secrets.authority.as_ref().and_then(keyed_certificate) else { return Ok(None) };
-    let uid = mqc.uid().unwrap_or_default();
-    ctx.remembered(&uid, |memory| {
-        if let Some((of, made, config)) = &memory.client
-            && *of == authority
-            && now.duration_since(*made).as_hours() < 24 * 200
-        {
-            return Ok(Some(config.clone()));
-        }
-        let config = certificates::client_config(&authority, &authority_name(mqc), now)?;
-        memory.client = Some((authority, now, config.clone()));
-        Ok(Some(config))
-    })
 }
 
 /// What a cluster's authority is called; signing needs the same name again.

@@ -24,6 +24,8 @@ pub use roll::{Removal, others_unfit};
 
 /// Between passes while something is going on.
 const SOON: Duration = Duration::from_secs(1);
+/// Before a member that could not hand all its leaders over is asked again.
+const DRAIN_AGAIN: Duration = Duration::from_secs(60);
 /// The annotation of the TLS Secret that says when its leaf was issued; it identifies the leaf.
 pub const LEAF_ANNOTATION: &str = "holdfast.dev/leaf";
 /// When the leaf is to be replaced, RFC 3339.
@@ -92,7 +94,7 @@ pub fn plan(
     }
     let leaf = leaf(cluster, observed, now);
     let latch = latch::latch(cluster, &status, observed, fresh_id);
-    let roll = roll::roll(cluster, observed, leaf.id());
+    let roll = roll::roll(cluster, observed, leaf.id(), now);
     let mut held = Vec::new();
     held.extend(roll.held.map(|message| Blocker { reason: Reason::RemovalHeld, message }));
     let founded = matches!(latch, Latch::Founded { .. }) && observed.spokesman().is_some();
@@ -102,7 +104,7 @@ pub fn plan(
         write: roll.write,
         outdated: roll.outdated,
         removal: roll.removal,
-        drain: drain(cluster, observed),
+        drain: drain(cluster, observed, now),
         serving: serving(cluster, observed, interval, now),
         grow: grow(cluster, observed),
         membership: if founded { membership(cluster, observed) } else { None },
@@ -173,14 +175,25 @@ pub fn certified(cluster: &ValidatedCluster, authority: &str) -> String {
 }
 
 /// Leaders leave members whose pod is being deleted or whose node is being emptied, if another member can take them.
-fn drain(cluster: &ValidatedCluster, observed: &Observed) -> Vec<u32> {
+/// One that had to keep some, of queues that are nowhere else, is asked again after a while only.
+fn drain(cluster: &ValidatedCluster, observed: &Observed, now: Timestamp) -> Vec<u32> {
     let going = |n: &u32| observed.members.get(n).and_then(|m| m.pod.as_ref()).is_some_and(|p| p.going || p.node_going);
     let leads = |n: &u32| observed.members.get(n).and_then(|m| m.health()).is_some_and(|h| h.groups.leading > 0);
     let can_take = cluster.members.iter().any(|n| !going(n) && observed.members.get(n).is_some_and(|m| m.is_ready()));
     match can_take {
-        true => cluster.members.iter().filter(|n| going(n) && leads(n)).copied().collect(),
+        true => {
+            cluster.members.iter().filter(|n| going(n) && leads(n) && !in_vain(observed, **n, now)).copied().collect()
+        }
         false => Vec::new(),
     }
+}
+
+/// Was the member asked lately, and leads no more than what it could not hand over then?
+fn in_vain(observed: &Observed, number: u32, now: Timestamp) -> bool {
+    let Some(member) = observed.members.get(&number) else { return false };
+    let Some((at, kept)) = member.kept_leaders else { return false };
+    let leading = member.health().map_or(0, |h| h.groups.leading);
+    leading <= kept && now.duration_since(at).unsigned_abs() < DRAIN_AGAIN
 }
 
 /// A broker that has been silent for long gets no new connections. If none answers, the operator is the one cut off, and

@@ -2,11 +2,11 @@
 //!
 //! It reads the pod once more, asks every other broker once more, moves the leaders away, and then goes through the
 //! Eviction API with the pod's UID, so that the PodDisruptionBudget has its say and a pod that was replaced meanwhile is
-//! left alone. When a broker cannot be asked it removes nothing. A pod whose broker does not run needs nobody's answer.
+//! left alone. When a broker cannot be asked it removes nothing. A pod that cannot run as its template has it needs
+//! nobody's answer.
 
 use std::time::Duration;
 
-use futures::future::join_all;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, ResourceExt, api::PostParams};
@@ -16,13 +16,10 @@ use serde_json::{Value, json};
 use super::{
     super::{Context, Doing, Error},
     apply::Outcome,
-    observe::{MemberFacts, Observed},
+    observe::{Observed, ask_again},
     plan::{Removal, others_unfit},
 };
-use crate::{
-    api::v1alpha1::{BROKER_CONTAINER, MessageQueueCluster, Outcome as DecisionOutcome, Reason},
-    broker_admin::Door,
-};
+use crate::api::v1alpha1::{BROKER_CONTAINER, MessageQueueCluster, Outcome as DecisionOutcome, Reason};
 
 /// Time for leaders to move.
 pub const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
@@ -43,9 +40,8 @@ pub async fn remove_pod(
     else {
         return Ok(());
     };
-    if broker_runs(&pod)
-        && let Some(why) = unfit_to_lose(ctx, mqc, observed, removal).await
-    {
+    let asks = broker_runs(&pod) || !removal.broken;
+    if asks && let Some(why) = unfit_to_lose(ctx, mqc, observed, removal).await? {
         outcome.hold(Reason::RemovalHeld, format!("{} stays for now: {why}", removal.pod));
         return Ok(());
     }
@@ -85,45 +81,32 @@ async fn unfit_to_lose(
     mqc: &MessageQueueCluster,
     observed: &Observed,
     removal: &Removal,
-) -> Option<String> {
-    let fresh = ask_again(ctx, observed).await;
+) -> Result<Option<String>, Error> {
+    let now = (ctx.clock)();
+    let fresh = ask_again(ctx, mqc, observed, now).await?;
+    let members: Vec<u32> = fresh.members.keys().copied().collect();
+    if let Some(why) = others_unfit(&mqc.names(), &members, &fresh, removal.member) {
+        return Ok(Some(why));
+    }
     let blank = fresh.health().all(|(_, h)| h.cluster_id.is_none());
-    let others = fresh.members.keys().any(|n| *n != removal.member);
-    if let Some(why) = fit_check(mqc, &fresh, removal.member) {
-        return Some(why);
-    }
+    let others = members.iter().any(|n| *n != removal.member);
     if blank || !others {
-        return None;
+        return Ok(None);
     }
-    let door = observed.members.get(&removal.member)?.door.as_ref()?;
-    match ctx.brokers.drain_leaders(door, DRAIN_DEADLINE).await {
+    let Some(member) = fresh.members.get(&removal.member) else { return Ok(None) };
+    if member.pod.as_ref().is_none_or(|pod| !pod.running) {
+        return Ok(None);
+    }
+    let Some(door) = &member.door else { return Ok(Some("its broker cannot be asked yet".into())) };
+    Ok(match ctx.brokers.drain_leaders(door, DRAIN_DEADLINE).await {
         Ok(0) => None,
-        Ok(_) if waited_long_enough(mqc, removal, (ctx.clock)()) => None,
+        Ok(_) if waited_long_enough(mqc, removal, now) => None,
         Ok(_) => Some(format!(
             "it leads queues that no other member has a replica of; it goes after {} s",
             SMALL_QUEUE_WAIT.as_secs()
         )),
         Err(error) => Some(error.to_string()),
-    }
-}
-
-/// The same rule as the plan's, on fresh answers.
-fn fit_check(mqc: &MessageQueueCluster, fresh: &Observed, member: u32) -> Option<String> {
-    let members: Vec<u32> = fresh.members.keys().copied().collect();
-    others_unfit(&mqc.names(), &members, fresh, member)
-}
-
-async fn ask_again(ctx: &Context, observed: &Observed) -> Observed {
-    let ask = |door: Door| async move { ctx.brokers.health(&door).await };
-    let answers = join_all(observed.members.iter().map(|(number, member)| async move {
-        let answer = match &member.door {
-            Some(door) => Some(ask(door.clone()).await),
-            None => None,
-        };
-        let facts = MemberFacts { pod: member.pod.clone(), answer, ..MemberFacts::default() };
-        (*number, facts)
-    }));
-    Observed { members: answers.await.into_iter().collect(), ..Observed::default() }
+    })
 }
 
 /// How long it is held back is in the status: it survives the operator.

@@ -11,6 +11,9 @@ use crate::{
     controllers::Settings,
 };
 
+mod latch;
+mod roll;
+
 const ID: &str = "cluster-1";
 const FRESH: &str = "fresh";
 const ZONES: [&str; 3] = ["zone-1", "zone-2", "zone-3"];
@@ -80,6 +83,7 @@ fn seen(mqc: &MessageQueueCluster, health: impl Fn(u32) -> Health) -> Observed {
                     zone: Some(ZONES[number as usize].into()),
                     ready: true,
                     running: true,
+                    created: Some(now() - jiff::SignedDuration::from_hours(1)),
                     serving: true,
                     ..PodFacts::default()
                 }),
@@ -164,63 +168,6 @@ fn a_healthy_cluster_is_left_alone() {
 }
 
 #[test]
-fn founding_goes_through_the_latch_in_this_order() {
-    let new = mqc(json!({}), json!({}));
-    // Not every member answers.
-    let mut observed = unrecorded(seen(&new, blank));
-    member(&mut observed, 2).answer = Some(Err(silence(2)));
-    assert!(matches!(decide(&new, &observed).latch, Latch::Wait(why) if why.contains("demo-2-0")));
-    // All do, and nothing is known: write it down, ask nobody.
-    let observed = unrecorded(seen(&new, blank));
-    let founder = Founder { member: "demo-0-0".into(), uuid: "disk-0".into() };
-    let record = Latch::Record { cluster_id: FRESH.into(), founder: Some(founder), adopted: false };
-    assert_eq!(decide(&new, &observed).latch, record);
-    // Written on the volumes only, as after a crash: the same id again, no fresh one.
-    let observed = seen(&new, blank);
-    assert!(matches!(decide(&new, &observed).latch, Latch::Record { cluster_id, .. } if cluster_id == ID));
-    // Written everywhere: ask the founder.
-    let mqc = founded();
-    assert_eq!(decide(&mqc, &seen(&mqc, blank)).latch, Latch::Found { cluster_id: ID.into(), member: 0 });
-}
-
-#[test]
-fn a_known_cluster_with_blank_disks_is_lost_and_never_founded_again() {
-    let mqc = founded();
-    let other_disks = |n| Health { member_uuid: format!("another-{n}"), ..blank(n) };
-    assert!(matches!(decide(&mqc, &seen(&mqc, other_disks)).latch, Latch::DataLost(_)));
-    // A majority suffices.
-    let mut observed = seen(&mqc, other_disks);
-    member(&mut observed, 2).answer = Some(Err(silence(2)));
-    assert!(matches!(decide(&mqc, &observed).latch, Latch::DataLost(_)));
-    // Also when the third disk remembers: it has no majority.
-    let mut observed = seen(&mqc, other_disks);
-    *health(&mut observed, 2) = Health { quorum: false, ..started(2) };
-    assert!(matches!(decide(&mqc, &observed).latch, Latch::DataLost(_)));
-    // One blank disk of three is a member to join, not a loss.
-    let mut observed = seen(&mqc, started);
-    *health(&mut observed, 2) = other_disks(2);
-    assert!(matches!(decide(&mqc, &observed).latch, Latch::Founded { .. }));
-    // Members that merely do not answer are no loss either.
-    let mut observed = seen(&mqc, started);
-    for n in 0..3 {
-        member(&mut observed, n).answer = Some(Err(silence(n)));
-    }
-    assert!(matches!(decide(&mqc, &observed).latch, Latch::Wait(_)));
-}
-
-#[test]
-fn disks_of_an_earlier_object_are_adopted_and_foreign_ones_refused() {
-    let applied_again = mqc(json!({}), json!({}));
-    let latch = decide(&applied_again, &unrecorded(seen(&applied_again, started))).latch;
-    assert_eq!(latch, Latch::Record { cluster_id: ID.into(), founder: None, adopted: true });
-
-    let mqc = founded();
-    let mut observed = seen(&mqc, started);
-    health(&mut observed, 1).cluster_id = Some("stranger".into());
-    assert!(matches!(decide(&mqc, &observed).latch, Latch::Foreign(why) if why.contains("stranger")));
-}
-
-#[test]
 fn an_adopted_cluster_gets_the_generated_user_anew_and_an_edited_password_too() {
     let mut mqc = founded();
     assert!(decide(&mqc, &seen(&mqc, started)).set_user);
@@ -241,69 +188,6 @@ fn changed() -> (MessageQueueCluster, Observed) {
 }
 
 #[test]
-fn a_roll_takes_one_healthy_member_at_a_time_and_the_metadata_leader_last() {
-    let (mqc, mut observed) = changed();
-    let first = decide(&mqc, &observed);
-    assert_eq!(first.removal.as_ref().map(|r| r.member), Some(1), "demo-0-0 leads the metadata");
-    assert_eq!(first.write, BTreeSet::from([1]), "templates of others are not written before their turn");
-    assert_eq!(first.outdated.len(), 3);
-    for done in [1, 2] {
-        let inputs = Some(cluster(&mqc, &observed).inputs(done, "leaf-1"));
-        pod(&mut observed, done).inputs = inputs.clone();
-        member(&mut observed, done).stateful_set.as_mut().expect("a set").inputs = inputs;
-    }
-    assert_eq!(decide(&mqc, &observed).removal.map(|r| r.member), Some(0));
-}
-
-#[test]
-fn a_roll_waits_for_whatever_makes_another_member_indispensable() {
-    type Spoil = fn(&mut Observed);
-    let table: [(&str, Spoil); 7] = [
-        ("not ready", |o| pod(o, 2).ready = false),
-        ("going away", |o| pod(o, 2).going = true),
-        ("silent", |o| member(o, 2).answer = Some(Err(silence(2)))),
-        ("out of touch", |o| health(o, 2).quorum = false),
-        ("behind", |o| health(o, 2).groups.lagging = 1),
-        ("under-replicated", |o| health(o, 0).groups.under_replicated = 1),
-        ("leaderless", |o| health(o, 0).groups.without_leader = 1),
-    ];
-    for (what, spoil) in table {
-        let (mqc, mut observed) = changed();
-        spoil(&mut observed);
-        let plan = decide(&mqc, &observed);
-        assert!(plan.removal.is_none() && plan.write.is_empty() && plan.held.len() == 1, "{what}: {plan:?}");
-    }
-}
-
-#[test]
-fn members_that_run_no_broker_are_repaired_without_asking_anybody() {
-    let (mqc, mut observed) = changed();
-    for n in 0..3 {
-        member(&mut observed, n).answer = None;
-        let pod = pod(&mut observed, n);
-        (pod.running, pod.ready) = (false, false);
-        pod.waiting = Some(("ImagePullBackOff".into(), "no such image".into()));
-    }
-    let plan = decide(&mqc, &observed);
-    assert_eq!(plan.write, BTreeSet::from([0, 1, 2]));
-    assert_eq!(plan.removal.map(|r| r.member), Some(0), "still one at a time");
-}
-
-#[test]
-fn the_replica_count_and_storage_are_no_reason_to_restart() {
-    let observed = seen(&founded(), started);
-    let mut mqc = founded();
-    mqc.spec.storage.size = "20Gi".into();
-    mqc.spec.health.interval_seconds = 9;
-    let plan = decide(&mqc, &observed);
-    assert!(plan.outdated.is_empty() && plan.removal.is_none());
-    assert_eq!(plan.grow, BTreeSet::from([0, 1, 2]));
-    mqc.spec.hibernate = true;
-    let plan = decide(&mqc, &observed);
-    assert_eq!((plan.write.len(), plan.removal), (3, None), "scaled to zero, not removed one by one");
-}
-
-#[test]
 fn leaders_leave_a_member_that_is_going_away_if_another_can_take_them() {
     let mqc = founded();
     let mut observed = seen(&mqc, started);
@@ -316,6 +200,17 @@ fn leaders_leave_a_member_that_is_going_away_if_another_can_take_them() {
     pod(&mut observed, 2).ready = false;
     pod(&mut observed, 0).going = true;
     assert_eq!(decide(&mqc, &observed).drain, Vec::<u32>::new(), "nobody is left to take them");
+}
+
+#[test]
+fn leaders_that_nobody_can_take_are_not_asked_for_in_every_pass() {
+    let mqc = founded();
+    let mut observed = seen(&mqc, started);
+    pod(&mut observed, 0).node_going = true;
+    for (seconds, kept, asked) in [(59, 2, false), (60, 2, true), (1, 1, true)] {
+        member(&mut observed, 0).kept_leaders = Some((now() - jiff::SignedDuration::from_secs(seconds), kept));
+        assert_eq!(!decide(&mqc, &observed).drain.is_empty(), asked, "{seconds} s ago {kept} stayed");
+    }
 }
 
 #[test]
