@@ -38,6 +38,8 @@ pub enum AdminAction {
         members: Vec<ExpectedMember>,
         user: UserCredentials,
         default_replication_factor: u8,
+        /// Copies that a confirm waits for at least, for queues without a policy; 0 = a majority.
+        default_min_in_sync_replicas: u8,
     },
     /// `GET /v1/groups`.
     Groups { limit: usize },
@@ -47,6 +49,8 @@ pub enum AdminAction {
     DrainLeaders { deadline_ms: u64 },
     /// `PUT /v1/users/{name}`.
     PutUser(UserCredentials),
+    /// `PUT /v1/replication`: the cluster's defaults.
+    PutReplication { default_min_in_sync_replicas: u8 },
     /// `PUT /v1/members`: the whole list of expected members.
     PutMembers { members: Vec<ExpectedMember> },
 }
@@ -191,5 +195,9 @@ pub struct GroupReport {
     pub commit: u64,
     pub applied: u64,
     pub quarantined: bool,
+    /// Voters that answer and lack little of the log; none when this member does not lead the group.
+    pub in_sync_replicas: Option<usize>,
+    /// Copies that a confirm of its queues waits for at least; 0 = a majority.
+    pub min_in_sync_replicas: u32,
     pub replicas: Vec<ReplicaReport>,
 }

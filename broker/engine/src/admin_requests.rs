@@ -57,8 +57,15 @@ impl<R: EntryReader> Member<R> {
         match body.action {
             AdminAction::Health => Ok(Some(AdminReply::Health(Box::new(self.health())))),
             AdminAction::Groups { limit } => Ok(Some(AdminReply::Groups(self.group_reports(limit)))),
-            AdminAction::Bootstrap { cluster_id, members, user, default_replication_factor } => {
-                self.bootstrap(request, cluster_id, members, user, default_replication_factor)
+            AdminAction::Bootstrap {
+                cluster_id,
+                members,
+                user,
+                default_replication_factor,
+                default_min_in_sync_replicas,
+            } => {
+                let defaults = (default_replication_factor, default_min_in_sync_replicas);
+                self.bootstrap(request, cluster_id, members, user, defaults)
             }
             AdminAction::Transfer { group, to } => self.transfer(group, &to).map(|()| Some(AdminReply::Done)),
             AdminAction::DrainLeaders { deadline_ms } => {
@@ -80,6 +87,12 @@ impl<R: EntryReader> Member<R> {
                 let (vhost, configure, write, read) = ("/".to_owned(), all(), all(), all());
                 let grant = MetaCommand::SetPermissions { vhost, user: name, configure, write, read };
                 self.ask_for_admin(request, Some(request), grant)?;
+                Ok(None)
+            }
+            AdminAction::PutReplication { default_min_in_sync_replicas } => {
+                let min_in_sync_replicas = u32::from(default_min_in_sync_replicas);
+                let command = MetaCommand::SetDefaultMinInSync { min_in_sync_replicas };
+                self.ask_for_admin(request, Some(request), command)?;
                 Ok(None)
             }
             AdminAction::PutMembers { members } => {
@@ -136,7 +149,7 @@ impl<R: EntryReader> Member<R> {
         cluster_id: String,
         members: Vec<ExpectedMember>,
         user: UserCredentials,
-        factor: u8,
+        (factor, min_in_sync): (u8, u8),
     ) -> Result<Option<AdminReply>, AdminError> {
         if let Some(own) = &self.identity.membership
             && own.cluster_id != cluster_id
@@ -182,6 +195,7 @@ impl<R: EntryReader> Member<R> {
             epoch: 1,
             expected: members.into_iter().map(meta_expected).collect(),
             replication_factor: u32::from(factor),
+            default_min_in_sync_replicas: u32::from(min_in_sync),
             user: Some(NewUser { name: user.name, hash: user.password_hash, tags: vec!["administrator".into()] }),
             first: NewMember {
                 uuid: self.identity.uuid.to_string(),
@@ -397,6 +411,8 @@ impl<R: EntryReader> Member<R> {
             commit: status.commit,
             applied: status.applied,
             quarantined: status.role == Role::Quarantined,
+            in_sync_replicas: status.me_leading.then(|| self.host.as_ref().map_or(0, |it| it.voters_in_sync(group))),
+            min_in_sync_replicas: meta.map_or(0, |meta| meta.group_min_in_sync_replicas(group)),
             replicas,
         }
     }

@@ -11,58 +11,13 @@ use holdfast_session::{Call, ChannelId, Config, Connection, Credentials, Mechani
 use holdfast_wire::{ReplyCode, ShortStr};
 
 use crate::consuming::Consumer;
+use crate::in_flight::InFlight;
 use crate::member::Member;
 use crate::seam::{ConnId, Output, PasswordToken, Severity};
 
 /// Bytes published on a connection and not confirmed at which reading stops, and at which it goes on.
 const PAUSE_AT_BYTES: usize = 16 << 20;
 const RESUME_AT_BYTES: usize = 8 << 20;
-
-/// Things in flight, numbered 0, 1, 2 …, that end in any order: has everything before one of them ended?
-#[derive(Debug, Default)]
-pub(crate) struct InFlight {
-    /// Number of the first slot.
-    base: u64,
-    /// How much each still waits for.
-    slots: VecDeque<u32>,
-}
-
-impl InFlight {
-    /// The next thing, which waits for `parts`; its number.
-    pub(crate) fn begin(&mut self, parts: u32) -> u64 {
-        self.slots.push_back(parts);
-        let number = self.next() - 1;
-        self.pop_ended();
-        number
-    }
-
-    fn pop_ended(&mut self) {
-        while self.slots.front() == Some(&0) {
-            self.slots.pop_front();
-            self.base += 1;
-        }
-    }
-
-    /// One part of a thing ended; true when it was the last.
-    pub(crate) fn end_part(&mut self, number: u64) -> bool {
-        let Some(at) = number.checked_sub(self.base) else { return false };
-        let Some(slot) = self.slots.get_mut(at as usize).filter(|slot| **slot > 0) else { return false };
-        *slot -= 1;
-        let done = *slot == 0;
-        self.pop_ended();
-        done
-    }
-
-    /// The number of the next thing.
-    pub(crate) fn next(&self) -> u64 {
-        self.base + self.slots.len() as u64
-    }
-
-    /// True when everything numbered below `number` has ended.
-    pub(crate) fn ended_below(&self, number: u64) -> bool {
-        self.base >= number
-    }
-}
 
 /// One open channel.
 #[derive(Debug, Default)]
@@ -127,6 +82,11 @@ impl Client {
     /// True once all that belongs to the session was let go.
     pub(crate) fn has_ended(&self) -> bool {
         self.ended
+    }
+
+    /// True while the client can be told how a publish of this channel ended: it has closed neither that nor all.
+    pub(crate) fn hears_of_publishes(&self, channel: ChannelId) -> bool {
+        self.session.is_open() && self.channels.get(&channel).is_some_and(|open| !open.closing)
     }
 
     /// Bytes that the client's socket has not taken yet.
@@ -441,7 +401,10 @@ impl<R: EntryReader> Member<R> {
         }
     }
 
-    /// Lets go what waited for publishes and settlements of this connection.
+    /// Lets go what waited for publishes and settlements of this connection. A synchronous reply proves that settlements
+    /// before it are on a majority of disks. A close-ok proves that everything published before is on as many disks as
+    /// its queue asks for (`min-in-sync-replicas`, a majority at least), unless it was refused with a nack, or with the end
+    /// of its channel, before the close-ok: it waits without a limit for those that no nack can be sent for.
     pub(crate) fn check_barriers(&mut self, conn: ConnId) {
         let Some(client) = self.clients.get_mut(&conn) else { return };
         let mut ready = Vec::new();
@@ -569,26 +532,5 @@ impl<R: EntryReader> Member<R> {
                 self.touched.insert(*conn);
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn things_in_flight_end_in_any_order_and_a_barrier_waits_for_all_before_it() {
-        let mut flight = InFlight::default();
-        let (first, second, third) = (flight.begin(2), flight.begin(1), flight.begin(1));
-        let barrier = third;
-        assert!(flight.end_part(second));
-        assert!(!flight.end_part(first));
-        assert!(!flight.ended_below(barrier));
-        assert!(flight.end_part(first));
-        assert!(flight.ended_below(barrier));
-        assert!(!flight.ended_below(flight.next()));
-        assert!(!flight.end_part(first), "what has ended stays so");
-        assert!(flight.end_part(third));
-        assert!(flight.ended_below(flight.next()));
     }
 }

@@ -284,7 +284,7 @@ impl<R: EntryReader> Member<R> {
         let Some(open) = client.channels.get_mut(&settle.channel) else { return };
         let number = open.settles.begin(1);
         let command = QueueCommand::Settle { queue, consumer, spans: vec![span], outcome };
-        self.track(group, command, 64, Tracked::Settle { conn, channel: settle.channel, number });
+        self.track(group, command, 64, Tracked::Settle { conn, channel: settle.channel, number }, 0);
     }
 }
 

@@ -72,7 +72,7 @@ impl<R: EntryReader> Member<R> {
         }
         let boot = self.peers.get(from).map(|peer| peer.boot).unwrap_or_default();
         if self.metadata().is_some_and(|meta| meta.has_ended(boot)) {
-            let effect = HomeEffect { effect: QueueEffect::Ended { boot }, content: None };
+            let effect = HomeEffect { effect: QueueEffect::Ended { boot }, content: None, copies: 0 };
             return self.send(from, PeerMessage::QueueEffect { group, effect });
         }
         let Some(leading) = self.leaderships.led.get_mut(&group) else { return };
@@ -202,6 +202,7 @@ impl<R: EntryReader> Member<R> {
                 ),
                 HostOutput::Quarantined { group, why } => {
                     self.leaderships.led.remove(&group);
+                    self.copies.stop_leading(group);
                     self.event(Severity::Error, format!("the replica of group {group} is quarantined: {why}"));
                 }
             }
@@ -218,13 +219,13 @@ impl<R: EntryReader> Member<R> {
         }
         for effect in effects {
             if let AnyEffect::Queue(effect) = effect {
-                self.route_effect(group, effect);
+                self.route_effect(group, index, effect);
             }
         }
     }
 
-    /// Lets an effect out to its home, or acts upon it.
-    pub(crate) fn route_effect(&mut self, group: GroupId, effect: QueueEffect) {
+    /// Lets an effect of the entry at `index` out to its home, or acts upon it.
+    pub(crate) fn route_effect(&mut self, group: GroupId, index: u64, effect: QueueEffect) {
         let Some(boot) = effect.home() else {
             if let QueueEffect::QueueDeleted { queue } = effect {
                 self.forget_deleted_queue(queue);
@@ -235,7 +236,9 @@ impl<R: EntryReader> Member<R> {
         if boot != self.boot && home.is_none() {
             return; // It asks for what it lacks when it is back.
         }
+        let copies = self.count_copies(group, index, &effect);
         let Some(effect) = self.with_content(group, effect) else { return };
+        let effect = HomeEffect { copies, ..effect };
         match home {
             None => self.home_effect(group, effect),
             Some(member) => self.send(member, PeerMessage::QueueEffect { group, effect }),
@@ -247,10 +250,10 @@ impl<R: EntryReader> Member<R> {
         let delivery = match &effect {
             QueueEffect::Deliver { delivery } => delivery,
             QueueEffect::Reply { reply: QueueReply::Got { delivery, .. }, .. } => delivery,
-            _ => return Some(HomeEffect { effect, content: None }),
+            _ => return Some(HomeEffect { effect, content: None, copies: 0 }),
         };
         let content = self.content(group, delivery.message)?;
-        Some(HomeEffect { effect, content: Some(content) })
+        Some(HomeEffect { effect, content: Some(content), copies: 0 })
     }
 
     fn content(&mut self, group: GroupId, at: MessageRef) -> Option<Message> {
@@ -284,6 +287,7 @@ impl<R: EntryReader> Member<R> {
     }
 
     fn leader_changed(&mut self, group: GroupId, term: u64, me_leading: bool) {
+        self.copies.stop_leading(group);
         if !me_leading {
             self.leaderships.led.remove(&group);
             return;
@@ -294,6 +298,7 @@ impl<R: EntryReader> Member<R> {
             self.began_to_lead_metadata(term);
         } else {
             self.adopt_queues(group);
+            self.watch_copies(group);
         }
         self.leaderships.news.push(group);
         let me = self.me();
@@ -359,8 +364,10 @@ impl<R: EntryReader> Member<R> {
 
     fn owe(&mut self, group: GroupId, boot: BootId) {
         let owed = self.queue_machine(group).map(|machine| machine.state_enter()).unwrap_or_default();
+        // State says up to where a home's commands are in, not where in the log: all of it is at or below this.
+        let index = self.host.as_ref().map_or(0, |host| host.applied(group));
         for effect in owed.into_iter().filter(|effect| effect.home() == Some(boot)) {
-            self.route_effect(group, effect);
+            self.route_effect(group, index, effect);
         }
     }
 
@@ -407,6 +414,7 @@ impl<R: EntryReader> Member<R> {
         if !groups.is_empty() {
             self.send(member, PeerMessage::Leaders { groups });
         }
+        self.tell_all_in_sync_to(member);
     }
 
     /// The machine of a queue group that has a replica here, or of the transient queues.

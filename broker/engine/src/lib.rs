@@ -5,8 +5,9 @@
 //! | module | holds |
 //! |---|---|
 //! | `seam`, `member` | what goes in and out; the round: handle many, flush once, poll |
-//! | `clients`, `calls` | AMQP sessions: log-in, ends of channels, the synchronous methods |
+//! | `clients`, `in_flight`, `calls` | AMQP sessions: log-in, ends of channels, the synchronous methods |
 //! | `publishing`, `consuming` | routes and confirms; deliveries, credit, settlements |
+//! | `copies` | `min-in-sync-replicas`: confirms that wait for more disks than a majority |
 //! | `stream`, `requests` | what this member, as a home, tells each group, and who waits for the answers |
 //! | `groups`, `transient` | the leader's side: entries out of batches, effects back to homes; queues without Raft |
 //! | `metadata`, `leases` | this member's view of group 0, and the proof that it is fresh |
@@ -30,8 +31,10 @@ mod arguments;
 mod calls;
 mod clients;
 mod consuming;
+mod copies;
 mod groups;
 pub mod identity;
+mod in_flight;
 mod join;
 mod leases;
 mod links;

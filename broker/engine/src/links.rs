@@ -177,6 +177,7 @@ impl<R: EntryReader> Member<R> {
     }
 
     pub(crate) fn peer_changed(&mut self, change: PeerChange) {
+        self.copies.recheck = true;
         match change {
             PeerChange::Returned { member, fresh_boot } => {
                 if let Some(host) = self.host.as_mut() {
@@ -255,6 +256,7 @@ impl<R: EntryReader> Member<R> {
             PeerMessage::LeaseProbeAck { round, term } => self.lease_probe_ack(from, round, term),
             PeerMessage::LeaseGrant { round, commit } => self.lease.granted(round, commit),
             PeerMessage::MetaApplied { index } => self.granter.report_applied(from, index),
+            PeerMessage::InSync { group, term, replicas } => self.in_sync_told(group, term, replicas),
         }
     }
 

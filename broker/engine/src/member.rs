@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use holdfast_journal::{Batch, BatchId, EntryReader, Recovered, Space, Upkeep};
 use holdfast_queue::AnyMachine;
-use holdfast_queue::ids::{BootId, GroupId, QueueId};
+use holdfast_queue::ids::{BootId, GroupId};
 use holdfast_queue::meta::MetaEffect;
 use holdfast_queue::time::{Duration, Instant};
 use holdfast_replica::{Host, HostConfig};
@@ -12,6 +12,7 @@ use holdfast_replica::{Host, HostConfig};
 use crate::admin_requests::AdminState;
 use crate::clients::Client;
 use crate::consuming::ConsumerIndex;
+use crate::copies::{Copies, Target};
 use crate::groups::Leaderships;
 use crate::identity::{Identity, IdentityError, MemberUuid};
 use crate::join::AfterIdentity;
@@ -123,6 +124,7 @@ pub struct Member<R: EntryReader> {
     pub(crate) host: Option<Host<AnyMachine, R>>,
     pub(crate) peers: Peers,
     pub(crate) leaderships: Leaderships,
+    pub(crate) copies: Copies,
     pub(crate) transient: TransientHost,
 
     /// What this member, as a home, tells the groups.
@@ -139,7 +141,7 @@ pub struct Member<R: EntryReader> {
     pub(crate) logins: BTreeMap<PasswordToken, ConnId>,
     pub(crate) next_password: u64,
     /// Scratch of the publish path.
-    pub(crate) routed: Vec<(QueueId, GroupId)>,
+    pub(crate) routed: Vec<Target>,
 
     pub(crate) lease: Holder,
     pub(crate) granter: Granter,
@@ -191,6 +193,7 @@ impl<R: EntryReader> Member<R> {
             host: None,
             peers: Peers::default(),
             leaderships: Leaderships::default(),
+            copies: Copies::default(),
             transient: TransientHost::default(),
             streams: BTreeMap::new(),
             dirty_streams: BTreeSet::new(),
@@ -305,6 +308,7 @@ impl<R: EntryReader> Member<R> {
             let mut any = self.drain_host();
             self.after_replay();
             any |= self.release_visible();
+            any |= self.release_copied();
             self.report_applied();
             any |= self.pump_clients();
             any |= self.check_all_barriers();
@@ -335,6 +339,8 @@ impl<R: EntryReader> Member<R> {
             self.tick_peers();
             self.tick_leases();
             self.tick_streams();
+            self.tick_copies();
+            self.fail_overdue_publishes();
             self.tick_clients();
             self.retry_proposals();
             self.care_for_members();

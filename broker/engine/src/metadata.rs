@@ -69,7 +69,9 @@ impl<R: EntryReader> Member<R> {
                 self.end_stream(transient_group_of(member));
             }
             Change::GroupCreated { group } => self.create_replica(group),
-            Change::GroupChanged { .. } | Change::Access => {}
+            Change::GroupChanged { group } => self.watch_copies(group),
+            Change::Replication => self.watch_all_copies(),
+            Change::Access => {}
             Change::GroupDestroyed { group, incarnation } => self.destroy_replica(group, incarnation),
             Change::QueueCreated { queue } => self.queue_created(queue),
             Change::QueueDeleted { queue, owner } => {
@@ -129,13 +131,17 @@ impl<R: EntryReader> Member<R> {
             host.destroy_group(group_key(group, incarnation));
         }
         self.leaderships.led.remove(&group);
+        self.copies.forget(group);
         self.end_stream(group);
     }
 
     fn queue_created(&mut self, queue: QueueId) {
         let Some(info) = self.metadata().and_then(|meta| meta.queue(queue)) else { return };
         match info.placement {
-            Placement::Replicated { group } => self.create_missing_queues(group),
+            Placement::Replicated { group } => {
+                self.create_missing_queues(group);
+                self.watch_copies(group);
+            }
             Placement::Transient { owner } if owner.boot == self.boot => {
                 let (vhost, name, settings) = (info.vhost.clone(), info.name.clone(), queue_settings(info));
                 self.transient_command(QueueCommand::CreateQueue { queue, vhost, name, settings });

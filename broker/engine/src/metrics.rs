@@ -7,6 +7,8 @@ pub struct Metrics {
     pub published: u64,
     /// Publisher confirms sent to clients here.
     pub confirmed: u64,
+    /// Publishes refused here because too few replicas were in sync, or had the message in time.
+    pub refused: u64,
     /// Unroutable mandatory messages returned to clients here.
     pub returned: u64,
     /// Messages delivered to clients here, by consumers and by get.

@@ -57,6 +57,8 @@ pub(crate) struct HomeEffect {
     pub effect: QueueEffect,
     /// The message, for effects that bring one.
     pub content: Option<Message>,
+    /// With a confirm: voters that have everything up to its number on disk.
+    pub copies: u8,
 }
 
 /// One message between members.
@@ -147,6 +149,13 @@ pub(crate) enum PeerMessage {
     MetaApplied {
         index: u64,
     },
+    /// A group's leader has too few voters in sync for what its queues want, or enough again.
+    InSync {
+        group: GroupId,
+        term: u64,
+        /// Voters that answer and lack little of the log.
+        replicas: u32,
+    },
 }
 
 fn put_incarnation(incarnation: Incarnation, out: &mut Writer) {
@@ -229,10 +238,15 @@ impl Codec for HomeEffect {
     fn encode(&self, out: &mut Writer) {
         self.effect.encode(out);
         self.content.encode(out);
+        if matches!(self.effect, QueueEffect::Confirm { .. }) {
+            out.u8(self.copies);
+        }
     }
 
     fn decode(input: &mut Reader) -> Result<Self, DecodeError> {
-        Ok(Self { effect: Codec::decode(input)?, content: Codec::decode(input)? })
+        let (effect, content) = (Codec::decode(input)?, Codec::decode(input)?);
+        let copies = if matches!(effect, QueueEffect::Confirm { .. }) { input.u8()? } else { 0 };
+        Ok(Self { effect, content, copies })
     }
 }
 
@@ -301,6 +315,11 @@ impl Codec for PeerMessage {
                 commit.encode(out);
             }),
             Self::MetaApplied { index } => tagged(out, 18, |out| index.encode(out)),
+            Self::InSync { group, term, replicas } => tagged(out, 21, |out| {
+                group.encode(out);
+                term.encode(out);
+                replicas.encode(out);
+            }),
         }
     }
 
@@ -330,6 +349,11 @@ impl Codec for PeerMessage {
             16 => Self::LeaseProbeAck { round: Codec::decode(input)?, term: Codec::decode(input)? },
             17 => Self::LeaseGrant { round: Codec::decode(input)?, commit: Codec::decode(input)? },
             18 => Self::MetaApplied { index: Codec::decode(input)? },
+            21 => Self::InSync {
+                group: Codec::decode(input)?,
+                term: Codec::decode(input)?,
+                replicas: Codec::decode(input)?,
+            },
             19 => Self::Outstanding {
                 group: Codec::decode(input)?,
                 queue: Codec::decode(input)?,
@@ -426,9 +450,11 @@ mod tests {
                 effect: HomeEffect {
                     effect: QueueEffect::Confirm { boot: BootId(1), seq: 5 },
                     content: Some(Message { body: Bytes::from_static(b"body"), ..Message::default() }),
+                    copies: 3,
                 },
             },
             PeerMessage::LeaseProbeAck { round: 1, term: 2 },
+            PeerMessage::InSync { group: GroupId(4), term: 3, replicas: 2 },
         ]
     }
 

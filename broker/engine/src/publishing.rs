@@ -11,6 +11,7 @@ use holdfast_session::{ChannelId, Publish, Refusal};
 use holdfast_wire::{FieldTable, FieldValue, Properties, ReplyCode};
 
 use crate::arguments::arguments_of;
+use crate::copies::Target;
 use crate::member::Member;
 use crate::requests::Tracked;
 use crate::seam::ConnId;
@@ -30,11 +31,11 @@ pub(crate) fn group_of(meta: &MetaMachine, queue: QueueId) -> Option<GroupId> {
 impl<R: EntryReader> Member<R> {
     /// A message from a client. Its end is reported with [`Member::publish_ended`].
     pub(crate) fn publish(&mut self, conn: ConnId, publish: Publish) {
-        let mut queues = std::mem::take(&mut self.routed);
-        queues.clear();
-        let routed = self.route(conn, &publish, &mut queues);
+        let mut targets = std::mem::take(&mut self.routed);
+        targets.clear();
+        let routed = self.route(conn, &publish, &mut targets);
         match routed {
-            Ok(properties) => self.store(conn, publish, properties, &queues),
+            Ok(properties) => self.store(conn, publish, properties, &targets),
             Err(refusal) => {
                 let now = self.now.0;
                 if let Some(client) = self.clients.get_mut(&conn) {
@@ -43,16 +44,11 @@ impl<R: EntryReader> Member<R> {
                 }
             }
         }
-        self.routed = queues;
+        self.routed = targets;
     }
 
     /// Finds the queues; gives the properties as they are to be stored.
-    fn route(
-        &self,
-        conn: ConnId,
-        publish: &Publish,
-        queues: &mut Vec<(QueueId, GroupId)>,
-    ) -> Result<Properties, Refusal> {
+    fn route(&self, conn: ConnId, publish: &Publish, targets: &mut Vec<Target>) -> Result<Properties, Refusal> {
         let gone = || Refusal::new(ReplyCode::InternalError, "the metadata is not here");
         let client = self.clients.get(&conn).ok_or_else(gone)?;
         let meta = self.metadata().ok_or_else(gone)?;
@@ -71,21 +67,29 @@ impl<R: EntryReader> Member<R> {
         let publication = Publication { vhost, exchange, routing_keys: &keys, headers: &table };
         let mut found = Vec::new();
         meta.router().route(&publication, &mut found).map_err(|error| refusal_of(error, vhost, exchange))?;
-        queues.extend(found.into_iter().filter_map(|queue| Some((queue, group_of(meta, queue)?))));
+        targets.extend(found.into_iter().filter_map(|queue| {
+            let copies = u8::try_from(meta.min_in_sync_replicas(queue)).unwrap_or(u8::MAX);
+            Some(Target { queue, group: group_of(meta, queue)?, copies })
+        }));
         Ok(match copies.rest {
             Some(rest) => publish.properties.with_headers(Some(&rest)),
             None => publish.properties.clone(),
         })
     }
 
-    fn store(&mut self, conn: ConnId, publish: Publish, properties: Properties, queues: &[(QueueId, GroupId)]) {
+    fn store(&mut self, conn: ConnId, publish: Publish, properties: Properties, targets: &[Target]) {
         let channel = publish.channel;
+        if let Some(text) = self.too_few_copies(targets)
+            && self.refuse(conn, &publish, text)
+        {
+            return;
+        }
         self.metrics.published += 1;
         let size = publish.body.len() + properties.as_bytes().len() + OVERHEAD_BYTES;
         let Some(client) = self.clients.get_mut(&conn) else { return };
         let Some(open) = client.channels.get_mut(&channel) else { return };
-        open.publishes.begin(queues.len() as u32);
-        if queues.is_empty() {
+        open.publishes.begin(targets.len() as u32);
+        if targets.is_empty() {
             if publish.mandatory {
                 self.metrics.returned += 1;
                 let (exchange, key) = (&publish.exchange, &publish.routing_key);
@@ -96,18 +100,38 @@ impl<R: EntryReader> Member<R> {
             self.touch(conn);
             return;
         }
-        client.unconfirmed_bytes += size * queues.len();
+        client.unconfirmed_bytes += size * targets.len();
+        let Publish { seq, confirm, .. } = publish;
         let message = Message {
             exchange: publish.exchange.into_bytes(),
             routing_key: publish.routing_key.into_bytes(),
             properties: properties.into_bytes(),
             body: publish.body,
         };
-        for (queue, group) in queues {
+        for Target { queue, group, copies } in targets {
             let command = QueueCommand::Publish { queue: *queue, message: message.clone() };
-            let tracked = Tracked::Publish { conn, channel, seq: publish.seq, size: size as u32 };
-            self.track(*group, command, size, tracked);
+            let tracked = Tracked::Publish { conn, channel, seq, size: size as u32, confirm };
+            self.track(*group, command, size, tracked, *copies);
         }
+    }
+
+    /// Refuses a publish before anything of it is appended: with a nack, or without confirms with the end of its channel.
+    /// False when the client has closed already and could not be told: then its close waits for the copies.
+    fn refuse(&mut self, conn: ConnId, publish: &Publish, text: String) -> bool {
+        let (now, channel) = (self.now.0, publish.channel);
+        let Some(client) = self.clients.get_mut(&conn) else { return true };
+        if publish.confirm {
+            let Some(open) = client.channels.get_mut(&channel) else { return true };
+            open.publishes.begin(0);
+            client.session.reject_publish(channel, publish.seq);
+        } else if client.session.is_open() {
+            client.session.fail_publish(channel, Refusal::new(ReplyCode::PreconditionFailed, text), now);
+        } else {
+            return false;
+        }
+        self.metrics.refused += 1;
+        self.touch(conn);
+        true
     }
 
     /// One queue has the message for good.
@@ -118,6 +142,19 @@ impl<R: EntryReader> Member<R> {
         if open.publishes.end_part(seq - 1) {
             client.session.confirm(channel, seq);
             self.metrics.confirmed += 1;
+            self.touched.insert(conn);
+            self.barriers.insert(conn);
+        }
+    }
+
+    /// One queue has the message on too few disks: the publish is nacked as a whole, and may still be delivered.
+    pub(crate) fn publish_failed(&mut self, conn: ConnId, channel: ChannelId, seq: u64, size: u32) {
+        let Some(client) = self.clients.get_mut(&conn) else { return };
+        client.unconfirmed_bytes = client.unconfirmed_bytes.saturating_sub(size as usize);
+        let Some(open) = client.channels.get_mut(&channel) else { return };
+        if open.publishes.fail(seq - 1) {
+            client.session.reject_publish(channel, seq);
+            self.metrics.refused += 1;
             self.touched.insert(conn);
             self.barriers.insert(conn);
         }

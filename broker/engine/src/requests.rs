@@ -15,8 +15,8 @@ use crate::transient::transient_owner;
 /// A command of a session that is to be durable: where to report it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tracked {
-    /// A publish: the session's number of it, and its size.
-    Publish { conn: ConnId, channel: ChannelId, seq: u64, size: u32 },
+    /// A publish: the session's number of it, its size, and whether its client reads confirms.
+    Publish { conn: ConnId, channel: ChannelId, seq: u64, size: u32, confirm: bool },
     /// A settlement: its number in [`crate::clients::Channel::settles`].
     Settle { conn: ConnId, channel: ChannelId, number: u64 },
 }
@@ -115,22 +115,22 @@ impl<R: EntryReader> Member<R> {
 
     /// Sends a command that nobody waits for.
     pub(crate) fn tell(&mut self, group: GroupId, command: QueueCommand) {
-        self.stream(group).push(command, 64, None, None);
+        self.stream(group).push(command, 64, None);
     }
 
-    /// Sends a command whose end is reported to its channel.
-    pub(crate) fn track(&mut self, group: GroupId, command: QueueCommand, size: usize, tracked: Tracked) {
-        self.stream(group).push(command, size, Some(tracked), None);
+    /// Sends a command whose end is reported to its channel, once it is on so many disks (0 and 1: on a majority).
+    pub(crate) fn track(&mut self, group: GroupId, command: QueueCommand, size: usize, tracked: Tracked, copies: u8) {
+        self.stream(group).push_tracked(command, size, tracked, copies);
     }
 
     /// Sends a request.
     pub(crate) fn ask(&mut self, group: GroupId, command: QueueCommand, waiter: Waiter) {
-        self.stream(group).push(command, 128, None, Some(waiter));
+        self.stream(group).push(command, 128, Some(waiter));
     }
 
     /// Sends a request to the metadata.
     pub(crate) fn ask_metadata(&mut self, command: MetaCommand, waiter: Waiter) {
-        self.meta_stream.push(command, 256, None, Some(waiter));
+        self.meta_stream.push(command, 256, Some(waiter));
         self.meta_dirty = true;
     }
 
@@ -272,7 +272,7 @@ impl<R: EntryReader> Member<R> {
         match effect.effect {
             QueueEffect::Confirm { seq, .. } => {
                 let Some(stream) = self.streams.get_mut(&group) else { return };
-                for tracked in stream.confirmed(seq, now) {
+                for tracked in stream.confirmed(seq, effect.copies, now) {
                     self.tracked_ended(tracked);
                 }
             }
@@ -310,7 +310,7 @@ impl<R: EntryReader> Member<R> {
     /// A publish or settlement is durable.
     pub(crate) fn tracked_ended(&mut self, tracked: Tracked) {
         match tracked {
-            Tracked::Publish { conn, channel, seq, size } => self.publish_ended(conn, channel, seq, size),
+            Tracked::Publish { conn, channel, seq, size, .. } => self.publish_ended(conn, channel, seq, size),
             Tracked::Settle { conn, channel, number } => {
                 let open = self.clients.get_mut(&conn).and_then(|client| client.channels.get_mut(&channel));
                 if let Some(open) = open {
@@ -353,7 +353,7 @@ impl<R: EntryReader> Member<R> {
         let now = self.now;
         match effect {
             MetaEffect::Confirm { boot, seq } if boot == self.boot => {
-                self.meta_stream.confirmed(seq, now);
+                self.meta_stream.confirmed(seq, 0, now);
             }
             MetaEffect::SequenceGap { boot, expected } if boot == self.boot => {
                 if !self.meta_stream.gap(expected, now) {

@@ -36,6 +36,17 @@ struct Retained<C, P> {
     command: C,
     publish: Option<P>,
     size: usize,
+    /// Disks that must have it before it is reported; 0 and 1 = a majority.
+    copies: u8,
+}
+
+/// A publish that the group has, and not enough disks.
+#[derive(Debug)]
+struct Uncopied<P> {
+    seq: u64,
+    copies: u8,
+    since: Instant,
+    publish: P,
 }
 
 /// The commands to one group. `C` is the group's command, `P` names a publish to be confirmed, `W` who waits for a reply.
@@ -45,6 +56,7 @@ pub(crate) struct HomeStream<C, P, W> {
     first: u64,
     retained: VecDeque<Retained<C, P>>,
     retained_bytes: usize,
+    uncopied: VecDeque<Uncopied<P>>,
     /// The highest number that was sent in this attachment.
     sent: u64,
     /// The highest number that was ever sent: a group may have it, so its command never changes again.
@@ -66,6 +78,7 @@ impl<C, P, W> Default for HomeStream<C, P, W> {
             first: 1,
             retained: VecDeque::new(),
             retained_bytes: 0,
+            uncopied: VecDeque::new(),
             sent: 0,
             ever_sent: 0,
             waiting: BTreeMap::new(),
@@ -78,15 +91,24 @@ impl<C, P, W> Default for HomeStream<C, P, W> {
 }
 
 impl<C: Codec + Clone, P: Copy, W> HomeStream<C, P, W> {
-    /// Appends a command of about `size` bytes; `publish` is given back when it is confirmed, `waiter` when it is
-    /// answered.
-    pub(crate) fn push(&mut self, command: C, size: usize, publish: Option<P>, waiter: Option<W>) -> u64 {
-        let seq = self.first + self.retained.len() as u64;
-        self.retained.push_back(Retained { command, publish, size });
-        self.retained_bytes += size;
+    /// Appends a command of about `size` bytes; `waiter` is given back when it is answered.
+    pub(crate) fn push(&mut self, command: C, size: usize, waiter: Option<W>) -> u64 {
+        let seq = self.retain(Retained { command, publish: None, size, copies: 0 });
         if let Some(waiter) = waiter {
             self.waiting.insert(seq, waiter);
         }
+        seq
+    }
+
+    /// Appends a command of about `size` bytes; `publish` is given back once so many disks have it, a majority at least.
+    pub(crate) fn push_tracked(&mut self, command: C, size: usize, publish: P, copies: u8) -> u64 {
+        self.retain(Retained { command, publish: Some(publish), size, copies })
+    }
+
+    fn retain(&mut self, retained: Retained<C, P>) -> u64 {
+        let seq = self.first + self.retained.len() as u64;
+        self.retained_bytes += retained.size;
+        self.retained.push_back(retained);
         seq
     }
 
@@ -130,7 +152,8 @@ impl<C: Codec + Clone, P: Copy, W> HomeStream<C, P, W> {
         if self.leader.is_none() || self.attachment != Attachment::Detached {
             return false;
         }
-        if self.sent < self.first && self.waiting.range(..self.first).next().is_none() && !has_consumers {
+        let unanswered = self.waiting.range(..self.first).next().is_some();
+        if self.sent < self.first && !unanswered && !has_consumers && self.uncopied.is_empty() {
             self.attachment = Attachment::Attached;
             return false;
         }
@@ -184,17 +207,44 @@ impl<C: Codec + Clone, P: Copy, W> HomeStream<C, P, W> {
         }
     }
 
-    /// The group has all commands up to `seq`. Returns the publishes among them that it did not have before.
-    pub(crate) fn confirmed(&mut self, seq: u64, now: Instant) -> Vec<P> {
-        let mut publishes = Vec::new();
+    /// The group has all commands up to `seq`, on so many disks. Returns the publishes whose wait that ends.
+    pub(crate) fn confirmed(&mut self, seq: u64, copies: u8, now: Instant) -> Vec<P> {
+        let copied = |waiting: &mut Uncopied<P>| waiting.seq <= seq && waiting.copies <= copies;
+        let mut publishes: Vec<P> = Vec::new();
+        if !self.uncopied.is_empty() {
+            publishes.extend(extract(&mut self.uncopied, copied));
+            self.progress = now;
+        }
         while self.first <= seq {
             let Some(retained) = self.retained.pop_front() else { break };
             self.retained_bytes -= retained.size;
+            let seq = self.first;
             self.first += 1;
-            publishes.extend(retained.publish);
             self.progress = now;
+            let Some(publish) = retained.publish else { continue };
+            if retained.copies <= copies.max(1) {
+                publishes.push(publish);
+            } else {
+                self.uncopied.push_back(Uncopied { seq, copies: retained.copies, since: now, publish });
+            }
         }
         publishes
+    }
+
+    /// True while the group has publishes that too few disks have.
+    pub(crate) fn waits_for_copies(&self) -> bool {
+        !self.uncopied.is_empty()
+    }
+
+    /// Gives up publishes that wait for copies for longer than `within`, where `may` allows it.
+    pub(crate) fn take_overdue_copies(
+        &mut self,
+        now: Instant,
+        within: Duration,
+        mut may: impl FnMut(&P) -> bool,
+    ) -> Vec<P> {
+        let overdue = |waiting: &mut Uncopied<P>| now.since(waiting.since) >= within && may(&waiting.publish);
+        extract(&mut self.uncopied, overdue)
     }
 
     /// The answer to a request came; a repeated answer has nobody waiting.
@@ -223,7 +273,8 @@ impl<C: Codec + Clone, P: Copy, W> HomeStream<C, P, W> {
             Attachment::Detached => false,
             Attachment::Attaching { since } => now.since(since) >= ATTACH_AGAIN,
             Attachment::Attached => {
-                let owed = self.sent >= self.first || self.waiting.range(..=self.sent).next().is_some();
+                let unanswered = self.waiting.range(..=self.sent).next().is_some();
+                let owed = self.sent >= self.first || unanswered || !self.uncopied.is_empty();
                 owed && now.since(self.progress) >= ASK_AGAIN
             }
         };
@@ -236,9 +287,24 @@ impl<C: Codec + Clone, P: Copy, W> HomeStream<C, P, W> {
 
     /// Ends the stream: the publishes without a confirm and the requests without a reply.
     pub(crate) fn into_unfinished(self) -> (Vec<P>, Vec<W>) {
-        let publishes = self.retained.into_iter().filter_map(|retained| retained.publish).collect();
+        let uncopied = self.uncopied.into_iter().map(|waiting| waiting.publish);
+        let publishes = uncopied.chain(self.retained.into_iter().filter_map(|retained| retained.publish)).collect();
         (publishes, self.waiting.into_values().collect())
     }
+}
+
+/// Takes out what `wanted` says, in order.
+fn extract<P>(waiting: &mut VecDeque<Uncopied<P>>, mut wanted: impl FnMut(&mut Uncopied<P>) -> bool) -> Vec<P> {
+    let mut taken = Vec::new();
+    for _ in 0..waiting.len() {
+        let Some(mut one) = waiting.pop_front() else { break };
+        if wanted(&mut one) {
+            taken.push(one.publish);
+        } else {
+            waiting.push_back(one);
+        }
+    }
+    taken
 }
 
 #[cfg(test)]
@@ -269,16 +335,16 @@ mod tests {
     fn what_was_sent_and_not_confirmed_is_sent_again_to_the_next_leader() {
         let mut stream = stream();
         for number in 1..=3 {
-            stream.push(purge(number), 10, Some(number as u32), None);
+            stream.push_tracked(purge(number), 10, number as u32, 0);
         }
         assert_eq!(numbers(&stream.next_batch(BOOT, NOW).expect("three")), (1, 3));
         assert_eq!(stream.next_batch(BOOT, NOW), None);
-        assert_eq!(stream.confirmed(1, NOW), [1]);
+        assert_eq!(stream.confirmed(1, 0, NOW), [1]);
         assert!(stream.led_by(MemberId(2), 5));
         assert!(stream.begin_attach(false, NOW));
-        stream.push(purge(4), 10, Some(4), None);
+        stream.push_tracked(purge(4), 10, 4, 0);
         assert_eq!(stream.next_batch(BOOT, NOW), None, "first the leader says what it has");
-        assert_eq!(stream.confirmed(2, NOW), [2]);
+        assert_eq!(stream.confirmed(2, 0, NOW), [2]);
         stream.attached(5, NOW);
         assert_eq!(numbers(&stream.next_batch(BOOT, NOW).expect("the rest")), (3, 2));
         assert!(!stream.led_by(MemberId(1), 4), "an older leader is no news");
@@ -287,7 +353,7 @@ mod tests {
     #[test]
     fn a_command_that_may_have_arrived_takes_nothing_more_in_even_when_it_is_to_be_sent_again() {
         let mut stream = stream();
-        stream.push(purge(1), 10, None, None);
+        stream.push(purge(1), 10, None);
         assert!(stream.merge(|_| true), "not sent yet");
         stream.next_batch(BOOT, NOW).expect("one");
         assert!(stream.led_by(MemberId(2), 5));
@@ -301,10 +367,10 @@ mod tests {
     fn a_gap_rewinds_once_and_a_lost_command_is_reported() {
         let mut stream = stream();
         for number in 1..=4 {
-            stream.push(purge(number), 10, None, None);
+            stream.push(purge(number), 10, None);
         }
         stream.next_batch(BOOT, NOW).expect("all");
-        stream.confirmed(2, NOW);
+        stream.confirmed(2, 0, NOW);
         assert!(stream.gap(3, NOW));
         assert_eq!(numbers(&stream.next_batch(BOOT, NOW).expect("again")), (3, 2));
         assert!(stream.gap(3, NOW), "each lost batch reports the same gap");
@@ -315,13 +381,13 @@ mod tests {
     #[test]
     fn replies_are_forgotten_only_up_to_the_first_that_is_missing() {
         let mut stream = stream();
-        stream.push(purge(1), 10, None, Some('a'));
-        stream.push(purge(2), 10, None, Some('b'));
+        stream.push(purge(1), 10, Some('a'));
+        stream.push(purge(2), 10, Some('b'));
         stream.next_batch(BOOT, NOW).expect("both");
-        stream.confirmed(2, NOW);
+        stream.confirmed(2, 0, NOW);
         assert_eq!(stream.replied(2, NOW), Some('b'));
         assert_eq!(stream.replied(2, NOW), None);
-        stream.push(purge(3), 10, None, None);
+        stream.push(purge(3), 10, None);
         let batch = stream.next_batch(BOOT, NOW).expect("one");
         assert_eq!(batch.origin.expect("numbered").answered, 0);
     }
@@ -329,12 +395,12 @@ mod tests {
     #[test]
     fn silence_for_two_seconds_asks_again() {
         let mut stream = stream();
-        stream.push(purge(1), 10, None, Some('a'));
+        stream.push(purge(1), 10, Some('a'));
         stream.next_batch(BOOT, NOW).expect("one");
         assert!(!stream.check_overdue(NOW + Duration::from_millis(1_999)));
         assert!(stream.check_overdue(NOW + ASK_AGAIN));
         assert!(stream.begin_attach(false, NOW + ASK_AGAIN));
-        stream.confirmed(1, NOW + ASK_AGAIN);
+        stream.confirmed(1, 0, NOW + ASK_AGAIN);
         stream.attached(4, NOW + ASK_AGAIN);
         assert!(!stream.check_overdue(NOW + ASK_AGAIN));
         assert!(stream.check_overdue(NOW + ASK_AGAIN + ASK_AGAIN), "the reply is still missing");
@@ -344,7 +410,7 @@ mod tests {
     fn batches_are_bounded_and_a_large_command_goes_alone() {
         let mut stream = stream();
         for (number, size) in [(1, 10), (2, MAX_BATCH_BYTES + 1), (3, 10)] {
-            stream.push(purge(number), size, None, None);
+            stream.push(purge(number), size, None);
         }
         let sizes: Vec<_> = std::iter::from_fn(|| stream.next_batch(BOOT, NOW)).map(|batch| numbers(&batch)).collect();
         assert_eq!(sizes, [(1, 1), (2, 1), (3, 1)]);

@@ -113,7 +113,7 @@ impl<R: EntryReader> Member<R> {
         let group = self.transient_group();
         let effects = self.transient.apply(self.wall_ms);
         for effect in effects {
-            self.route_effect(group, effect);
+            self.route_effect(group, 0, effect);
         }
         self.transient.release();
         true

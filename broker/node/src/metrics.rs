@@ -120,12 +120,13 @@ impl Collector for Snapshot {
             let gauge = ConstGauge::new(value as i64);
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
         }
-        let counters: [(&str, &str, u64); 9] = [
+        let counters: [(&str, &str, u64); 10] = [
             ("rabbitmq_global_messages_received", "Messages published by clients", e.published),
             ("rabbitmq_global_messages_confirmed", "Publisher confirms sent", e.confirmed),
             ("rabbitmq_global_messages_unroutable_returned", "Unroutable messages returned", e.returned),
             ("rabbitmq_global_messages_delivered", "Messages delivered to clients", e.delivered),
             ("rabbitmq_global_messages_acknowledged", "Messages acknowledged by clients", e.acknowledged),
+            ("holdfast_publishes_refused", "Publishes refused for too few copies", e.refused),
             ("holdfast_commands_resent", "Commands sent again because no answer came", e.resent),
             ("holdfast_raft_proposals", "Raft entries proposed", e.proposals),
             ("holdfast_raft_commands", "Commands in proposed Raft entries", e.commands),

@@ -16,7 +16,16 @@ fn cluster(members: u64) -> Group<MetaMachine> {
     let expected =
         (1..=members).map(|n| ExpectedMember { name: format!("m{n}"), ..ExpectedMember::default() }).collect();
     let (cluster_id, first) = ("c".into(), member(1));
-    group.lead(MetaCommand::Init { cluster_id, epoch: 1, expected, replication_factor: 0, user: None, first });
+    let init = MetaCommand::Init {
+        cluster_id,
+        epoch: 1,
+        expected,
+        replication_factor: 0,
+        default_min_in_sync_replicas: 0,
+        user: None,
+        first,
+    };
+    group.lead(init);
     for n in 2..=members {
         group.lead(MetaCommand::AddMember { member: member(n) });
     }

@@ -28,7 +28,15 @@ fn cluster(members: u64) -> Group<MetaMachine> {
 
 fn init(id: &str, expected: Vec<ExpectedMember>) -> MetaCommand {
     let user = Some(NewUser { name: "guest".into(), hash: "#".into(), tags: vec!["administrator".into()] });
-    MetaCommand::Init { cluster_id: id.into(), epoch: 1, expected, replication_factor: 0, user, first: member(1) }
+    MetaCommand::Init {
+        cluster_id: id.into(),
+        epoch: 1,
+        expected,
+        replication_factor: 0,
+        default_min_in_sync_replicas: 0,
+        user,
+        first: member(1),
+    }
 }
 
 fn member(n: u64) -> NewMember {

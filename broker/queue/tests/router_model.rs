@@ -21,6 +21,7 @@ fn cluster() -> Group<MetaMachine> {
         epoch: 1,
         expected: vec![],
         replication_factor: 0,
+        default_min_in_sync_replicas: 0,
         user: None,
         first,
     });

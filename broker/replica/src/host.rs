@@ -158,6 +158,26 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
         self.running(group).map_or(0, Group::term)
     }
 
+    /// On the group's leader: voters, itself included, that have the committed entry of this index on disk. 0 elsewhere.
+    pub fn copies(&self, group: GroupId, index: u64) -> usize {
+        self.running(group).map_or(0, |group| group.copies(index))
+    }
+
+    /// On the group's leader: the highest committed index that at least `copies` voters have on disk. 0 elsewhere.
+    pub fn durable_on(&self, group: GroupId, copies: usize) -> u64 {
+        self.running(group).map_or(0, |group| group.durable_on(copies))
+    }
+
+    /// On the group's leader: voters, itself included, that answer and lack little of the log. 0 elsewhere.
+    pub fn voters_in_sync(&self, group: GroupId) -> usize {
+        self.running(group).map_or(0, |group| group.voters_in_sync(&self.cx))
+    }
+
+    /// Groups whose clock runs, ascending; all others are quiesced, forming or quarantined.
+    pub fn awake_groups(&self) -> impl Iterator<Item = GroupId> + '_ {
+        self.cx.active.iter().copied()
+    }
+
     /// Who leads the group, as far as this member knows.
     pub fn leader(&self, group: GroupId) -> Option<MemberId> {
         self.running(group)?.leader()

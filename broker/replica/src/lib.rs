@@ -12,6 +12,7 @@
 //! | `writes` | batches on their way to the journal, and what waits for them |
 //! | `log` | raft-rs' view of the log: terms in memory, payloads in memory or on disk |
 //! | `receive`, `envelope`, `parking` | messages from peers and their encoding |
+//! | `copies` | on how many disks an entry is |
 //! | `leadership` | the lease, effects that wait for it, transfers |
 //! | `clock`, `suspicion` | ticks, quiescence; ranked elections when a member dies |
 //! | `compaction`, `snapshot_send`, `snapshot_receive` | checkpoints, and Raft snapshots beside Raft |
@@ -32,6 +33,7 @@ mod compaction;
 mod conf;
 mod config;
 mod context;
+mod copies;
 mod envelope;
 mod group;
 mod host;

@@ -84,6 +84,8 @@ pub struct Client {
     acked: Vec<MessageId>,
     awaiting_sync: Vec<MessageId>,
     draining: bool,
+    /// Messages whose confirms it has read since the last look.
+    pub confirms: Vec<MessageId>,
     /// What it did since the last look, in words.
     pub notes: Vec<String>,
 }
@@ -120,6 +122,7 @@ impl Client {
             acked: Vec::new(),
             awaiting_sync: Vec::new(),
             draining: false,
+            confirms: Vec::new(),
             notes: Vec::new(),
         }
     }
@@ -229,6 +232,7 @@ impl Client {
     fn closed(&mut self, ledger: &mut Ledger) {
         for number in std::mem::take(&mut self.unconfirmed) {
             ledger.confirmed(self.message(number));
+            self.confirms.push(self.message(number));
             self.confirmed += 1;
         }
         let mut durable = std::mem::take(&mut self.awaiting_sync);
@@ -299,7 +303,7 @@ impl Client {
             Method::BasicQosOk {} => self.qos_ok(now_us, ledger),
             Method::BasicConsumeOk { .. } => self.ready(),
             Method::BasicAck { delivery_tag, multiple } => self.confirmed(now_us, delivery_tag, multiple, ledger),
-            Method::BasicNack { delivery_tag, multiple, .. } => self.refused(delivery_tag, multiple, ledger),
+            Method::BasicNack { delivery_tag, multiple, .. } => self.refused(now_us, delivery_tag, multiple, ledger),
             Method::BasicGetOk { delivery_tag, redelivered, .. } => {
                 self.got(ledger);
                 self.partial = Some(Partial { tag: delivery_tag, redelivered, size: None, body: Vec::new() });
@@ -415,15 +419,17 @@ impl Client {
     fn confirmed(&mut self, now_us: u64, tag: u64, multiple: bool, ledger: &mut Ledger) {
         for number in self.take_tags(tag, multiple) {
             ledger.confirmed(self.message(number));
+            self.confirms.push(self.message(number));
             self.confirmed += 1;
         }
         self.waiting_since = (!self.unconfirmed.is_empty()).then_some(now_us);
     }
 
-    fn refused(&mut self, tag: u64, multiple: bool, ledger: &mut Ledger) {
+    fn refused(&mut self, now_us: u64, tag: u64, multiple: bool, ledger: &mut Ledger) {
         for number in self.take_tags(tag, multiple) {
             ledger.refused(self.message(number));
         }
+        self.waiting_since = (!self.unconfirmed.is_empty()).then_some(now_us);
     }
 
     fn finish_delivery(&mut self, ledger: &mut Ledger) {

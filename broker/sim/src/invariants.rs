@@ -1,6 +1,7 @@
 //! What must hold after every step, whatever the network, the disks and the processes do.
 
 mod committed;
+mod copies;
 mod one_leader;
 
 use crate::process::Process;
@@ -10,6 +11,8 @@ use crate::process::Process;
 pub struct Invariants {
     one_leader: one_leader::OneLeader,
     committed: committed::Committed,
+    /// Who holds what; looked at when a confirm was read.
+    pub copies: copies::OnDisks,
     steps: u64,
 }
 

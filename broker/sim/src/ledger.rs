@@ -163,6 +163,12 @@ impl Ledger {
         }
     }
 
+    /// True once a consumer has received the message.
+    #[must_use]
+    pub fn was_delivered(&self, id: MessageId) -> bool {
+        self.entries.get(&id).is_some_and(|entry| entry.delivered > 0)
+    }
+
     /// Distinct messages confirmed so far.
     #[must_use]
     pub fn confirmed_count(&self) -> u64 {

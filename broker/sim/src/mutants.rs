@@ -27,6 +27,8 @@ pub enum Mutation {
     LiveBodiesDropped,
     /// Checkpoints lose their index: what was applied is applied again on top of it.
     CheckpointIndexLost,
+    /// Confirms leave on a majority where more copies were asked for.
+    CopiesNotAwaited,
     /// The identity is forgotten: a member that had voted comes back as a blank one.
     IdentityForgotten,
     /// Commands that a home sends again are applied again.
@@ -56,6 +58,7 @@ impl Mutation {
         Self::LiveBodiesDropped,
         Self::CheckpointIndexLost,
         Self::IdentityForgotten,
+        Self::CopiesNotAwaited,
         #[cfg(feature = "mutants")]
         Self::ResendNotDeduplicated,
         #[cfg(feature = "mutants")]

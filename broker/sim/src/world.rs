@@ -86,6 +86,8 @@ pub struct World {
     pub invariants: Invariants,
     /// Clocks of machines may differ: added to virtual time for each member's wall clock, milliseconds.
     pub wall_offset_ms: Vec<i64>,
+    /// Copies that clients may count on when they have read a confirm; 0 = a majority, as Raft gives it.
+    pub min_in_sync: u8,
     /// Planted bug, if any.
     pub mutation: Option<Mutation>,
     /// A group whose every change goes into the trace.
@@ -125,6 +127,8 @@ impl World {
             ledgers: BTreeMap::new(),
             invariants: Invariants::default(),
             wall_offset_ms: vec![0; MEMBERS],
+            // Of a stream of its own: it shifts nothing else.
+            min_in_sync: [0, 0, 0, 2, 3][rng.clone().split(4).index(5)],
             mutation,
             watched: None,
             watched_states: BTreeMap::new(),
@@ -252,8 +256,15 @@ impl World {
             })
             .collect();
         let user = UserCredentials { name: "guest".into(), password_hash: "guest".into() };
-        let action =
-            AdminAction::Bootstrap { cluster_id: "simulated".into(), members, user, default_replication_factor: 3 };
+        let is_broken = self.mutation == Some(Mutation::CopiesNotAwaited);
+        let default_min_in_sync_replicas = if is_broken { 0 } else { self.min_in_sync };
+        let action = AdminAction::Bootstrap {
+            cluster_id: "simulated".into(),
+            members,
+            user,
+            default_replication_factor: 3,
+            default_min_in_sync_replicas,
+        };
         let body = AdminRequest { token: None, action };
         self.give(member, Input::Admin { request: AdminRequestId(self.now_us), body })
     }
@@ -500,6 +511,7 @@ impl World {
     fn finish_write(&mut self, member: usize, skip_sync: bool) -> Result<(), String> {
         let process = &mut self.processes[member];
         let Some(running) = &mut process.running else { return Ok(()) };
+        let batches = if self.min_in_sync > 1 { running.writing.clone() } else { Vec::new() };
         process.disk.skip_syncs(skip_sync);
         let outcome = running.finish_write().and_then(|written| Ok((written, running.keep_up()?)));
         process.disk.skip_syncs(false);
@@ -510,6 +522,7 @@ impl World {
             }
             Err(error) => return Err(format!("m{member}: {error}")),
         };
+        self.invariants.copies.written(member, &batches);
         for one in written {
             self.give(member, Input::Written(one))?;
         }

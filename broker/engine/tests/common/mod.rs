@@ -75,6 +75,8 @@ pub struct Cluster {
     written: BTreeMap<(usize, ConnId), u64>,
     replies: BTreeMap<AdminRequestId, Result<AdminReply, AdminError>>,
     next_admin: u64,
+    /// Given at bootstrap.
+    pub default_min_in_sync_replicas: u8,
     pub events: Vec<String>,
     pub exits: Vec<(usize, bool, String)>,
     /// Clients whose sockets take nothing.
@@ -103,6 +105,7 @@ impl Cluster {
             written: BTreeMap::new(),
             replies: BTreeMap::new(),
             next_admin: 0,
+            default_min_in_sync_replicas: 0,
             events: Vec::new(),
             exits: Vec::new(),
             stalled: Vec::new(),
@@ -150,6 +153,7 @@ impl Cluster {
             members,
             user,
             default_replication_factor: self.members.len() as u8,
+            default_min_in_sync_replicas: self.default_min_in_sync_replicas,
         };
         self.admin(0, action)
     }
@@ -201,6 +205,20 @@ impl Cluster {
         }
     }
 
+    fn spend(&mut self, at: usize, time: std::time::Duration) {
+        if let Some(spent) = self.spent.get_mut(at) {
+            *spent += time;
+        }
+    }
+
+    /// Lets all members reach each other again.
+    pub fn mend(&mut self) {
+        self.cuts.clear();
+        for at in 0..self.members.len() {
+            self.dial(at);
+        }
+    }
+
     /// Lets everything happen that can happen now.
     pub fn settle(&mut self) {
         loop {
@@ -211,7 +229,7 @@ impl Cluster {
                 if let Some(running) = self.members[at].as_mut() {
                     let begun = std::time::Instant::now();
                     running.member.handle(now, now.0 / 1000, input);
-                    self.spent[at] += begun.elapsed();
+                    self.spend(at, begun.elapsed());
                 }
             }
             for at in 0..self.members.len() {
@@ -219,7 +237,7 @@ impl Cluster {
                 let Some(running) = self.members[at].as_mut() else { continue };
                 let begun = std::time::Instant::now();
                 running.member.flush(now);
-                self.spent[at] += begun.elapsed();
+                self.spend(at, begun.elapsed());
                 while let Some(output) = self.members[at].as_mut().and_then(|running| running.member.poll()) {
                     busy = true;
                     self.carry_out(at, output);

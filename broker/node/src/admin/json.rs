@@ -14,6 +14,9 @@ pub struct BootstrapBody {
     pub user: UserBody,
     #[serde(default = "three")]
     pub default_replication_factor: u8,
+    /// Copies that a confirm waits for at least, for queues without a policy; 0 = a majority.
+    #[serde(default)]
+    pub default_min_in_sync_replicas: u8,
 }
 
 fn three() -> u8 {
@@ -56,6 +59,13 @@ impl std::fmt::Debug for UserBody {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct MembersBody {
     pub members: Vec<MemberBody>,
+}
+
+/// `PUT /v1/replication`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ReplicationBody {
+    pub default_min_in_sync_replicas: u8,
 }
 
 /// `PUT /v1/users/{name}`.
@@ -179,6 +189,8 @@ fn group(group: &GroupReport) -> serde_json::Value {
         "commit": group.commit,
         "applied": group.applied,
         "quarantined": group.quarantined,
+        "inSyncReplicas": group.in_sync_replicas,
+        "minInSyncReplicas": group.min_in_sync_replicas,
         "replicas": group.replicas.iter().map(replica).collect::<Vec<_>>(),
     })
 }

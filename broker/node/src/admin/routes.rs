@@ -16,7 +16,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::json::{
-    BootstrapBody, Disk, DrainBody, ErrorBody, MembersBody, PasswordBody, TransferBody, groups, health, status,
+    BootstrapBody, Disk, DrainBody, ErrorBody, MembersBody, PasswordBody, ReplicationBody, TransferBody, groups,
+    health, status,
 };
 use crate::inbox::Inbox;
 
@@ -48,6 +49,7 @@ pub fn router(inbox: Inbox, data_dir: PathBuf) -> Router {
         .route("/v1/drain-leaders", post(drain_leaders))
         .route("/v1/users/{name}", put(put_user))
         .route("/v1/members", put(put_members))
+        .route("/v1/replication", put(put_replication))
         .fallback(|| async { Refusal::new(AdminErrorKind::NotFound, "there is no such path", "paths start with /v1/") })
         .method_not_allowed_fallback(|| async {
             let refusal = ErrorBody {
@@ -161,6 +163,7 @@ async fn bootstrap(State(admin): Shared, headers: HeaderMap, body: Bytes) -> Ans
         members: body.members.into_iter().map(Into::into).collect(),
         user: credentials(body.user.name, body.user.password).await?,
         default_replication_factor: body.default_replication_factor,
+        default_min_in_sync_replicas: body.default_min_in_sync_replicas,
     };
     admin.ask(&headers, action).await?;
     done()
@@ -210,6 +213,13 @@ async fn put_members(State(admin): Shared, headers: HeaderMap, body: Bytes) -> A
     let body: MembersBody = parse(&body)?;
     let members = body.members.into_iter().map(Into::into).collect();
     admin.ask(&headers, AdminAction::PutMembers { members }).await?;
+    done()
+}
+
+async fn put_replication(State(admin): Shared, headers: HeaderMap, body: Bytes) -> Answer {
+    let body: ReplicationBody = parse(&body)?;
+    let default_min_in_sync_replicas = body.default_min_in_sync_replicas;
+    admin.ask(&headers, AdminAction::PutReplication { default_min_in_sync_replicas }).await?;
     done()
 }
 
@@ -272,7 +282,7 @@ mod tests {
         assert_eq!(status, 200);
         let asked = asked.unwrap();
         assert_eq!(asked.token, Some(3));
-        let AdminAction::Bootstrap { cluster_id, members, user, default_replication_factor } = asked.action else {
+        let AdminAction::Bootstrap { cluster_id, members, user, default_replication_factor, .. } = asked.action else {
             panic!("a bootstrap");
         };
         assert_eq!((cluster_id.as_str(), members.len(), default_replication_factor), ("c", 1, 3));
@@ -293,12 +303,27 @@ mod tests {
             ("POST", "/v1/bootstrap", None, "{", 400),
             ("POST", "/v1/bootstrap", None, r#"{"clusterID":"c"}"#, 400),
             ("PUT", "/v1/users/u", None, r#"{"password":""}"#, 400),
+            ("PUT", "/v1/replication", None, r#"{"defaultMinInSyncReplicas":-1}"#, 400),
         ];
         for (method, path, token, body, expected) in cases {
             let (status, answer, _) = call(method, path, token, body, Ok(AdminReply::Done)).await;
             assert_eq!(status, expected, "{method} {path}: {answer}");
             assert!(answer["error"].is_string() && answer["hint"].is_string(), "{method} {path}: {answer}");
         }
+    }
+
+    #[tokio::test]
+    async fn the_least_number_of_copies_is_given_at_bootstrap_and_changed_later() {
+        let body = r#"{"clusterId":"c","members":[],"user":{"name":"u","password":"p"},"defaultMinInSyncReplicas":2}"#;
+        let (_, _, asked) = call("POST", "/v1/bootstrap", None, body, Ok(AdminReply::Done)).await;
+        let AdminAction::Bootstrap { default_min_in_sync_replicas, .. } = asked.unwrap().action else {
+            panic!("a bootstrap");
+        };
+        assert_eq!(default_min_in_sync_replicas, 2);
+        let body = r#"{"defaultMinInSyncReplicas":3}"#;
+        let (status, _, asked) = call("PUT", "/v1/replication", None, body, Ok(AdminReply::Done)).await;
+        assert_eq!(status, 200);
+        assert_eq!(asked.unwrap().action, AdminAction::PutReplication { default_min_in_sync_replicas: 3 });
     }
 
     #[tokio::test]

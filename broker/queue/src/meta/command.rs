@@ -18,6 +18,8 @@ pub enum MetaCommand {
         expected: Vec<ExpectedMember>,
         /// Replicas of a queue without a policy; 0 = by the number of expected members (1, 3, 3 for 1, 3, 5).
         replication_factor: u32,
+        /// Copies that a confirm waits for at least, for queues without a policy; 0 = a majority.
+        default_min_in_sync_replicas: u32,
         /// The first user, who may do everything in the vhost `/`.
         user: Option<NewUser>,
         /// The member that runs group 0 alone at first; it gets id 1.
@@ -199,10 +201,15 @@ pub enum MetaCommand {
         /// Which.
         queue: QueueId,
     },
+    /// Changes how many copies a confirm waits for, for queues without a policy.
+    SetDefaultMinInSync {
+        /// How many; 0 = a majority.
+        min_in_sync_replicas: u32,
+    },
 }
 
 codec_enum!(MetaCommand, "metadata command" {
-    1 => Init { cluster_id, epoch, expected, replication_factor, user, first },
+    1 => Init { cluster_id, epoch, expected, replication_factor, default_min_in_sync_replicas, user, first },
     2 => SetExpected { expected },
     3 => AddMember { member },
     4 => RemoveMember { member },
@@ -225,6 +232,7 @@ codec_enum!(MetaCommand, "metadata command" {
     40 => SetTarget { group, voters, learners, preferred_leader },
     41 => RenewReplica { group, replica },
     42 => RetireMember { member },
+    60 => SetDefaultMinInSync { min_in_sync_replicas },
 });
 
 /// A member that the operator wants in the cluster.

@@ -173,6 +173,8 @@ pub enum Change {
     },
     /// Users or permissions changed.
     Access,
+    /// How many copies queues want changed.
+    Replication,
 }
 
 codec_enum!(Change, "change" {
@@ -186,4 +188,5 @@ codec_enum!(Change, "change" {
     8 => QueueCreated { queue },
     9 => QueueDeleted { queue, owner },
     10 => Access,
+    20 => Replication,
 });

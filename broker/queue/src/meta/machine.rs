@@ -3,6 +3,7 @@
 use super::command::MetaCommand;
 use super::effect::{Change, MetaEffect, MetaReply, Refusal};
 use super::placement::{self, Chosen, Load};
+use super::replication::check_min_in_sync;
 use super::state::{ClusterInfo, ExchangeInfo, GroupInfo, MemberInfo, Owner, Placement, QueueInfo, UserInfo, Vhost};
 use crate::codec::{Batch, Codec, DecodeError, Entry, Positioned, Reader, Writer};
 use crate::ids::{BootId, GroupId, MemberId, QueueId};
@@ -109,8 +110,18 @@ impl MetaMachine {
 
     fn run(&mut self, meta: &ApplyMeta, command: MetaCommand, changes: &mut Vec<Change>) -> Outcome {
         match command {
-            MetaCommand::Init { cluster_id, epoch, expected, replication_factor, user, first } => {
-                let cluster = ClusterInfo { cluster_id, epoch, replication_factor, expected };
+            MetaCommand::Init {
+                cluster_id,
+                epoch,
+                expected,
+                replication_factor,
+                default_min_in_sync_replicas,
+                user,
+                first,
+            } => {
+                check_min_in_sync(default_min_in_sync_replicas)?;
+                let cluster =
+                    ClusterInfo { cluster_id, epoch, replication_factor, default_min_in_sync_replicas, expected };
                 self.init(cluster, user, first, changes)
             }
             MetaCommand::SetExpected { expected } => self.set_expected(expected, changes),
@@ -153,6 +164,9 @@ impl MetaMachine {
             MetaCommand::DeleteQueue { queue } => {
                 self.drop_queue(queue, changes);
                 Ok(MetaReply::Done)
+            }
+            MetaCommand::SetDefaultMinInSync { min_in_sync_replicas } => {
+                self.set_default_min_in_sync(min_in_sync_replicas, changes)
             }
         }
     }

@@ -9,6 +9,7 @@ mod machine;
 mod placement;
 mod queues;
 mod replicas;
+mod replication;
 mod state;
 
 pub use access::Permission;
@@ -17,6 +18,7 @@ pub use effect::{Change, MetaEffect, MetaReply, Refusal};
 pub use machine::MetaMachine;
 pub use placement::{Chosen, Load, Wish, place};
 pub use queues::queue_settings;
+pub use replication::MAX_REPLICAS;
 pub use state::{
     ClusterInfo, ExchangeInfo, ExchangeKind, GroupInfo, MemberInfo, Owner, Placement, QueueInfo, Standing, Target,
     UserInfo, Vhost,

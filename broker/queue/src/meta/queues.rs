@@ -132,7 +132,7 @@ impl MetaMachine {
     }
 
     /// Replicas of a queue without a policy (issue: 1, 3, 3 for 1, 3, 5 members).
-    fn factor(&self) -> u32 {
+    pub(super) fn factor(&self) -> u32 {
         match &self.cluster {
             Some(cluster) if cluster.replication_factor > 0 => cluster.replication_factor,
             Some(cluster) if cluster.expected.len() >= 3 => 3,

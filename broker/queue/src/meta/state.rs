@@ -16,6 +16,8 @@ pub struct ClusterInfo {
     pub epoch: u64,
     /// Replicas of a queue without a policy.
     pub replication_factor: u32,
+    /// Copies that a confirm waits for at least, for queues without a policy; 0 = a majority.
+    pub default_min_in_sync_replicas: u32,
     /// Who should be in it.
     pub expected: Vec<ExpectedMember>,
 }
@@ -145,7 +147,7 @@ pub struct QueueInfo {
 }
 
 /// Where a queue's messages are.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Placement {
     /// In a Raft group.
     Replicated {
@@ -248,7 +250,7 @@ impl GroupInfo {
 }
 
 codec_struct! {
-    ClusterInfo { cluster_id, epoch, replication_factor, expected }
+    ClusterInfo { cluster_id, epoch, replication_factor, default_min_in_sync_replicas, expected }
     MemberInfo { uuid, name, zone, address, boot, standing }
     UserInfo { hash, tags }
     Vhost { exchanges, queues, bindings, grants }

@@ -76,6 +76,11 @@ impl World {
         let state = &mut self.clients[client];
         if let Some(ledger) = self.ledgers.get_mut(&state.queue) {
             state.received(self.now_us, bytes, ledger);
+            for id in std::mem::take(&mut state.confirms) {
+                if self.min_in_sync > 1 && !ledger.was_delivered(id) {
+                    self.invariants.copies.confirmed(id, usize::from(self.min_in_sync))?;
+                }
+            }
         }
         self.client_written(attached, connection, total)?;
         self.client_sends(client);
