@@ -10,6 +10,7 @@ pub mod machine;
 pub mod meta;
 #[cfg(feature = "mutants")]
 pub mod mutants;
+pub mod packed;
 pub mod queue;
 mod router;
 mod snapshot;

@@ -11,12 +11,17 @@ use crate::context::Context;
 use crate::group::Group;
 use crate::writes::After;
 
+/// What an entry costs beside its payload, on disk and (less) in memory.
+const ENTRY_OVERHEAD_BYTES: u64 = 64;
+
 impl<M: Machine, R: EntryReader> Group<M, R> {
     /// Takes a checkpoint when enough was applied since the last one.
     pub fn maybe_checkpoint(&mut self, cx: &mut Context<M::Effect>) {
         let (entries, bytes) = self.applied_since;
         let due = entries >= cx.config.checkpoint_entries || bytes >= cx.config.checkpoint_bytes;
-        if !due || self.checkpoint_pending || self.installing {
+        // A long queue's state is large: it is written down again when as much was written in entries.
+        let worthwhile = bytes + entries * ENTRY_OVERHEAD_BYTES >= self.checkpoint_size;
+        if !due || !worthwhile || self.checkpoint_pending || self.installing {
             return;
         }
         let index = self.applied;
@@ -27,6 +32,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         }
         let (conf, machine) = (encode_conf(&self.conf()), self.machine.snapshot());
         debug!(group = %self.id, index, bytes = machine.len(), "checkpoint");
+        self.checkpoint_size = machine.len() as u64;
         let key = self.key;
         let batch = cx.writes.push(Op::Checkpoint { key, index, term, conf, machine });
         let _ = cx.writes.after(batch, After::Checkpoint { key, index });
@@ -45,7 +51,8 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
             return;
         }
         let floor = if self.is_leader() { self.matched_by_live(cx) } else { self.floor };
-        let too_large = self.log().bytes() > cx.config.max_log_bytes;
+        let log_bytes = self.log().bytes() + self.log().len() as u64 * ENTRY_OVERHEAD_BYTES;
+        let too_large = log_bytes > cx.config.max_log_bytes;
         let up_to = if too_large { self.checkpoint } else { self.checkpoint.min(floor) };
         // A step of some size, or all there is: each one asks the machine for everything that is live.
         let worthwhile = up_to == self.checkpoint || up_to >= prefix + cx.config.checkpoint_entries;
@@ -54,9 +61,8 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         }
         // A machine that was restored from a checkpoint may list payloads that it is about to see die again, and that
         // were given up before the restart.
-        let mut live = self.machine.live_indexes();
-        live.retain(|index| *index <= up_to && self.log().body_location(*index).is_some());
-        self.log_mut().compact(up_to, &live);
+        let live = self.machine.live_indexes();
+        let live = self.log_mut().compact(up_to, live);
         debug!(group = %self.id, up_to, live = live.len(), too_large, "compacted");
         self.push_applied_lazily(cx);
         cx.writes.push_lazily(Op::Compact { key: self.key, up_to, live }, cx.now);

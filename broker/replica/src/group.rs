@@ -70,6 +70,8 @@ pub(crate) struct Group<M: Machine, R: EntryReader> {
     /// The last durable checkpoint.
     pub checkpoint: u64,
     pub checkpoint_pending: bool,
+    /// Size of the machine in the last checkpoint taken since the start, bytes.
+    pub checkpoint_size: u64,
     /// Entries and bytes applied since the last checkpoint.
     pub applied_since: (u64, u64),
     /// From the leader: how far all live replicas hold the log.
@@ -140,6 +142,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
             quiesced_without: false,
             checkpoint: start.applied,
             checkpoint_pending: false,
+            checkpoint_size: 0,
             applied_since: (0, 0),
             floor: 0,
             deferred_dead: Vec::new(),

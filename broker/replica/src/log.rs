@@ -1,25 +1,77 @@
 //! A group's log as raft-rs reads it: an index in memory, payloads in the cache or on disk.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
+use std::iter::Peekable;
 
 use bytes::Bytes;
 use holdfast_journal::{BatchId, EntryReader, Location, ReadError};
+use holdfast_queue::packed::{Packed, PackedMap, Record, difference, follow, put_varint};
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
 use raft::{Error, GetEntriesContext, RaftState, Result, Storage, StorageError};
 
 use crate::envelope::{entry, entry_payload};
 
-/// One entry above the prefix.
+/// One entry above the prefix: 16 bytes, since there may be as many as a slow follower lacks.
 struct Slot {
-    term: u64,
-    bytes: u64,
-    /// The write that this entry is in; a report about an older write of the same index says nothing about it.
-    write: BatchId,
-    /// In memory until it is durable, and for as long as the cache's budget lasts.
-    payload: Option<Bytes>,
-    /// Where it is on disk, once it is durable.
-    location: Option<Location>,
+    /// Size of the payload; an entry is under 4 GiB.
+    bytes: u32,
+    /// Segment and offset of its record, once it is durable.
+    place: Option<(u32, u32)>,
+}
+
+/// A payload below the prefix, and where it is on disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PlacedBody {
+    pub index: u64,
+    pub location: Location,
+}
+
+/// Payloads below the prefix, some four bytes each.
+pub(crate) type Bodies = PackedMap<PlacedBody>;
+
+impl Record for PlacedBody {
+    type Key = u64;
+
+    fn key(&self) -> u64 {
+        self.index
+    }
+
+    fn pack(&self, before: &Self, out: &mut Vec<u8>) {
+        let (then, now) = (before.location, self.location);
+        let other_segment = u64::from(then.segment != now.segment);
+        put_varint(difference(before.index, self.index) << 1 | other_segment, out);
+        if other_segment == 1 {
+            put_varint(difference(u64::from(then.segment), u64::from(now.segment)), out);
+        }
+        put_varint(difference(u64::from(then.len), u64::from(now.len)), out);
+        // Records lie one after the other, so the next one begins about where the last one ends.
+        put_varint(difference(u64::from(then.offset) + u64::from(then.len), u64::from(now.offset)), out);
+    }
+
+    fn unpack(before: &Self, input: &mut Packed<'_>) -> Option<Self> {
+        let head = input.varint()?;
+        let then = before.location;
+        let segment = if head & 1 == 1 { input.follow32(then.segment)? } else { then.segment };
+        let len = input.follow32(then.len)?;
+        let offset = u32::try_from(follow(u64::from(then.offset) + u64::from(then.len), input.varint()?)).ok()?;
+        Some(PlacedBody { index: follow(before.index, head >> 1), location: Location { segment, offset, len } })
+    }
+}
+
+/// Looks up many indexes in ascending order in one pass.
+pub(crate) struct Seeker<I: Iterator<Item = PlacedBody>>(Peekable<I>);
+
+impl<I: Iterator<Item = PlacedBody>> Seeker<I> {
+    pub fn new(bodies: I) -> Self {
+        Self(bodies.peekable())
+    }
+
+    /// The payload's place, if it is among them. `index` is above the one of the last call.
+    pub fn seek(&mut self, index: u64) -> Option<Location> {
+        while self.0.next_if(|body| body.index < index).is_some() {}
+        self.0.next_if(|body| body.index == index).map(|body| body.location)
+    }
 }
 
 /// The log of one group, and the live payloads below its prefix.
@@ -29,10 +81,18 @@ pub(crate) struct GroupLog<R> {
     /// Index and term of the last compacted entry.
     prefix: (u64, u64),
     slots: VecDeque<Slot>,
+    /// From each index on, up to the next one, entries have this term.
+    terms: VecDeque<(u64, u64)>,
+    /// Entries that are not durable yet, ascending, and the write that each is in: a report about an older write of the
+    /// same index says nothing about it.
+    writing: VecDeque<(u64, BatchId)>,
+    /// The last entries' payloads, up to the log's end: in memory until they are durable, and for as long as the cache's
+    /// budget lasts.
+    payloads: VecDeque<Option<Bytes>>,
     bytes: u64,
     /// Payloads at or below the prefix in which messages are live. Also, above it, those of a snapshot that is not (or
     /// never was) installed: the log has precedence there, and the body when the prefix passes it, as in the journal.
-    bodies: BTreeMap<u64, Location>,
+    bodies: Bodies,
     /// Followers for which raft-rs asked for a snapshot when there was none.
     snapshot_wanted: RefCell<BTreeSet<u64>>,
     /// The place of the snapshot that can be sent.
@@ -47,8 +107,11 @@ impl<R: EntryReader> GroupLog<R> {
             initial: RaftState::new(hard_state, conf),
             prefix,
             slots: VecDeque::new(),
+            terms: VecDeque::new(),
+            writing: VecDeque::new(),
+            payloads: VecDeque::new(),
             bytes: 0,
-            bodies: BTreeMap::new(),
+            bodies: Bodies::default(),
             snapshot_wanted: RefCell::default(),
             snapshot: None,
         }
@@ -56,15 +119,20 @@ impl<R: EntryReader> GroupLog<R> {
 
     /// Adds an entry that was found on disk.
     pub fn push_recovered(&mut self, term: u64, location: Location) {
-        let bytes = u64::from(location.len);
-        self.bytes += bytes;
-        let location = Some(location);
-        self.slots.push_back(Slot { term, bytes, write: BatchId::default(), payload: None, location });
+        self.push_slot(term, location.len, Some((location.segment, location.offset)));
+    }
+
+    fn push_slot(&mut self, term: u64, bytes: u32, place: Option<(u32, u32)>) {
+        self.bytes += u64::from(bytes);
+        self.slots.push_back(Slot { bytes, place });
+        if self.terms.back().is_none_or(|(_, last)| *last != term) {
+            self.terms.push_back((self.last(), term));
+        }
     }
 
     /// Adds a payload that was written as a body: found at the start, or come by snapshot.
     pub fn push_body(&mut self, index: u64, location: Location) {
-        self.bodies.insert(index, location);
+        self.bodies.insert(PlacedBody { index, location });
     }
 
     pub fn prefix(&self) -> (u64, u64) {
@@ -77,6 +145,11 @@ impl<R: EntryReader> GroupLog<R> {
 
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Entries above the prefix.
+    pub fn len(&self) -> usize {
+        self.slots.len()
     }
 
     fn slot(&self, index: u64) -> Option<&Slot> {
@@ -94,65 +167,95 @@ impl<R: EntryReader> GroupLog<R> {
         self.truncate(first.index);
         for entry in entries {
             let payload = entry_payload(entry).clone();
-            let bytes = payload.len() as u64;
-            self.bytes += bytes;
-            let payload = Some(payload);
-            self.slots.push_back(Slot { term: entry.term, bytes, write, payload, location: None });
+            self.push_slot(entry.term, u32::try_from(payload.len()).unwrap_or(u32::MAX), None);
+            self.writing.push_back((self.last(), write));
+            self.payloads.push_back(Some(payload));
         }
     }
 
     fn truncate(&mut self, from: u64) {
         let keep = self.position(from).unwrap_or(0).min(self.slots.len());
+        let dropped = self.slots.len() - keep;
         for slot in self.slots.drain(keep..) {
-            self.bytes -= slot.bytes;
+            self.bytes -= u64::from(slot.bytes);
         }
+        self.payloads.truncate(self.payloads.len().saturating_sub(dropped));
+        let last = self.last();
+        while self.writing.pop_back_if(|(index, _)| *index > last).is_some() {}
+        while self.terms.pop_back_if(|(first, _)| *first > last).is_some() {}
     }
 
     /// The entry is durable at `location`, unless the report is about an entry that was truncated since. True if it is
     /// about the one here, whose payload may now leave memory.
     pub fn durable(&mut self, index: u64, write: BatchId, location: Location) -> bool {
-        let Some(position) = self.position(index) else { return false };
-        match self.slots.get_mut(position) {
-            Some(slot) if slot.write == write => {
-                slot.location = Some(location);
-                true
-            }
-            _ => false,
+        let Ok(at) = self.writing.binary_search_by_key(&index, |(index, _)| *index) else { return false };
+        if self.writing[at].1 != write {
+            return false;
         }
+        self.writing.remove(at);
+        let slot = self.position(index).and_then(|position| self.slots.get_mut(position));
+        if let Some(slot) = slot {
+            slot.place = Some((location.segment, location.offset));
+        }
+        true
     }
 
     /// Drops a durable payload from memory.
     pub fn evict(&mut self, index: u64) {
-        let Some(position) = self.position(index) else { return };
-        if let Some(slot) = self.slots.get_mut(position)
-            && slot.location.is_some()
-        {
-            slot.payload = None;
+        if self.slot(index).is_none_or(|slot| slot.place.is_none()) {
+            return;
         }
+        if let Some(at) = self.payload_position(index) {
+            self.payloads[at] = None;
+        }
+        while self.payloads.pop_front_if(|payload| payload.is_none()).is_some() {}
+        if self.payloads.is_empty() {
+            self.payloads = VecDeque::new();
+        }
+    }
+
+    fn payload_position(&self, index: u64) -> Option<usize> {
+        let behind = usize::try_from(self.last().checked_sub(index)?).ok()?;
+        self.payloads.len().checked_sub(behind.checked_add(1)?)
     }
 
     /// True if everything up to `index` can be read from disk.
     pub fn is_durable_to(&self, index: u64) -> bool {
-        let count = usize::try_from(index.saturating_sub(self.prefix.0)).unwrap_or(usize::MAX);
-        index <= self.last() && self.slots.iter().take(count).all(|slot| slot.location.is_some())
+        index <= self.last() && self.writing.front().is_none_or(|(first, _)| *first > index)
     }
 
-    /// Drops the log up to `index`, keeping the payloads of `live` (ascending, all groups of indexes ≤ `index`).
-    pub fn compact(&mut self, index: u64, live: &[u64]) {
-        let Ok(term) = self.term(index) else { return };
-        let mut bodies = BTreeMap::new();
-        for body in live {
-            if let Some(location) = self.body_location(*body) {
-                bodies.insert(*body, location);
-            }
-        }
+    /// Drops the log up to `index`, keeping the payloads of `live` (ascending). Returns those of them that are kept:
+    /// at or below `index`, and here.
+    pub fn compact(&mut self, index: u64, mut live: Vec<u64>) -> Vec<u64> {
+        let Ok(term) = self.term(index) else { return Vec::new() };
+        let mut bodies = Bodies::default();
+        let mut before = Seeker::new(self.bodies.iter());
+        live.retain(|body| {
+            let location =
+                (*body <= index).then(|| before.seek(*body).or_else(|| self.location_above(*body))).flatten();
+            bodies.extend(location.map(|location| PlacedBody { index: *body, location }));
+            location.is_some()
+        });
+        drop(before);
         self.bodies = bodies;
         while self.prefix.0 < index {
             let Some(slot) = self.slots.pop_front() else { break };
-            self.bytes -= slot.bytes;
+            self.bytes -= u64::from(slot.bytes);
             self.prefix.0 += 1;
         }
         self.prefix = (index, term);
+        let left = self.slots.len();
+        self.payloads.drain(..self.payloads.len().saturating_sub(left));
+        while self.terms.get(1).is_some_and(|(first, _)| *first <= index + 1) {
+            self.terms.pop_front();
+        }
+        if left == 0 {
+            self.terms.clear();
+        }
+        if self.slots.capacity() > 1024 && left < self.slots.capacity() / 4 {
+            self.slots.shrink_to(left * 2);
+        }
+        live
     }
 
     /// Messages below the prefix are gone.
@@ -163,42 +266,52 @@ impl<R: EntryReader> GroupLog<R> {
     }
 
     /// Empties the log: it starts after a snapshot, with the snapshot's live payloads.
-    pub fn reset(&mut self, index: u64, term: u64, bodies: BTreeMap<u64, Location>) {
-        self.slots.clear();
-        self.bytes = 0;
+    pub fn reset(&mut self, index: u64, term: u64, bodies: Bodies) {
+        self.truncate(self.prefix.0 + 1);
         self.prefix = (index, term);
         self.bodies = bodies;
     }
 
-    /// Where the payload is on disk, if it is.
-    pub fn location(&self, index: u64) -> Option<Location> {
-        if index <= self.prefix.0 {
-            return self.bodies.get(&index).copied();
-        }
-        self.slot(index)?.location
+    /// Where the payload is on disk, if it is above the prefix and on disk.
+    fn location_above(&self, index: u64) -> Option<Location> {
+        let slot = self.slot(index)?;
+        let (segment, offset) = slot.place?;
+        Some(Location { segment, offset, len: slot.bytes })
     }
 
-    /// Where the payload is once the prefix has passed it.
-    pub fn body_location(&self, index: u64) -> Option<Location> {
-        self.bodies.get(&index).copied().or_else(|| self.location(index))
+    /// Where the payload is on disk, if it is.
+    #[cfg(test)]
+    pub fn location(&self, index: u64) -> Option<Location> {
+        if index <= self.prefix.0 {
+            return self.bodies.get(&index).map(|body| body.location);
+        }
+        self.location_above(index)
+    }
+
+    /// Where each of these payloads (ascending) is once the prefix has passed it.
+    pub fn body_locations<'a>(&'a self, indexes: &'a [u64]) -> impl Iterator<Item = Option<Location>> + 'a {
+        let mut bodies = Seeker::new(self.bodies.iter());
+        indexes.iter().map(move |index| bodies.seek(*index).or_else(|| self.location_above(*index)))
     }
 
     /// The payload, from memory or from disk; none if it is not here.
     pub fn payload(&self, index: u64) -> Option<std::result::Result<Bytes, ReadError>> {
         if index <= self.prefix.0 {
-            return self.bodies.get(&index).map(|location| self.reader.read(*location));
+            return self.bodies.get(&index).map(|body| self.reader.read(body.location));
         }
-        let slot = self.slot(index)?;
-        match (&slot.payload, slot.location) {
-            (Some(payload), _) => Some(Ok(payload.clone())),
-            (None, Some(location)) => Some(self.reader.read(location)),
-            (None, None) => None,
+        if let Some(Some(payload)) = self.payload_position(index).and_then(|at| self.payloads.get(at)) {
+            return Some(Ok(payload.clone()));
         }
+        self.location_above(index).map(|location| self.reader.read(location))
     }
 
-    /// True if [`GroupLog::payload`] finds something.
-    pub fn has_payload(&self, index: u64) -> bool {
-        if index <= self.prefix.0 { self.bodies.contains_key(&index) } else { self.slot(index).is_some() }
+    /// True if [`GroupLog::payload`] finds something for each of these (ascending).
+    pub fn has_payloads(&self, indexes: &[u64]) -> bool {
+        let mut bodies = Seeker::new(self.bodies.iter());
+        indexes.iter().all(|index| {
+            let below = bodies.seek(*index).is_some();
+            if *index <= self.prefix.0 { below } else { self.slot(*index).is_some() }
+        })
     }
 
     /// The followers for which raft-rs asked for a snapshot in vain since the last call.
@@ -237,8 +350,9 @@ impl<R: EntryReader> Storage for GroupLog<R> {
             let Some(slot) = self.slot(index) else {
                 return Err(Error::Store(StorageError::Unavailable));
             };
+            let term = self.term(index)?;
             // Room for the entry's own fields, about as raft-rs counts them.
-            size = size.saturating_add(slot.bytes + 12);
+            size = size.saturating_add(u64::from(slot.bytes) + 12);
             if size > limit && !entries.is_empty() {
                 break;
             }
@@ -249,7 +363,7 @@ impl<R: EntryReader> Storage for GroupLog<R> {
                 }
                 None => return Err(Error::Store(StorageError::Unavailable)),
             };
-            entries.push(entry(index, slot.term, payload));
+            entries.push(entry(index, term, payload));
         }
         Ok(entries)
     }
@@ -261,7 +375,12 @@ impl<R: EntryReader> Storage for GroupLog<R> {
         if index < self.prefix.0 {
             return Err(Error::Store(StorageError::Compacted));
         }
-        self.slot(index).map(|slot| slot.term).ok_or(Error::Store(StorageError::Unavailable))
+        if index > self.last() {
+            return Err(Error::Store(StorageError::Unavailable));
+        }
+        let runs = self.terms.partition_point(|(first, _)| *first <= index);
+        let run = runs.checked_sub(1).and_then(|at| self.terms.get(at));
+        run.map(|(_, term)| *term).ok_or(Error::Store(StorageError::Unavailable))
     }
 
     fn first_index(&self) -> Result<u64> {
@@ -355,12 +474,13 @@ mod tests {
             log.durable(index, BatchId(1), at(index as u32));
         }
         log.push_body(12, at(99));
-        log.compact(13, &[11, 12]);
+        assert_eq!(log.compact(13, vec![10, 11, 12, 14]), [11, 12], "10 is not here, 14 is above");
         assert_eq!((log.prefix(), log.first_index()), ((13, 3), Ok(14)));
-        assert_eq!(log.location(11), Some(at(11)));
+        let offset = |index| log.location(index).map(|location| location.offset);
+        assert_eq!(offset(11), Some(11));
         // A body that was there already holds, as in the journal.
-        assert_eq!(log.location(12), Some(at(99)));
-        assert_eq!(log.location(13), None);
+        assert_eq!(offset(12), Some(99));
+        assert_eq!(offset(13), None);
         assert_eq!(log.bytes(), 200);
         log.forget(&[11]);
         assert!(log.payload(11).is_none());

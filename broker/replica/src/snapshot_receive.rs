@@ -2,8 +2,6 @@
 //! them are durable and the machine's state is whole, and answers the leader only when the log's new position is
 //! durable too.
 
-use std::collections::BTreeMap;
-
 use bytes::{Bytes, BytesMut};
 use holdfast_journal::{BatchId, EntryReader, Location, Op};
 use holdfast_queue::Machine;
@@ -19,6 +17,7 @@ use crate::conf::decode_conf;
 use crate::context::Context;
 use crate::envelope::{Body, SnapshotAnswer, SnapshotChunk, SnapshotOffer, SnapshotState};
 use crate::group::Group;
+use crate::log::{Bodies, PlacedBody, Seeker};
 use crate::snapshot_send::first_payload;
 use crate::writes::After;
 
@@ -34,7 +33,7 @@ pub(crate) struct Incoming<M> {
     machine_bytes: BytesMut,
     /// The machine, once its bytes are complete and verified, and its live indexes.
     machine: Option<(M, Bytes, Vec<u64>)>,
-    bodies: BTreeMap<u64, Location>,
+    bodies: Bodies,
     last_heard: Instant,
     /// The position for which a missing piece was last reported.
     asked_again: Option<u64>,
@@ -47,7 +46,7 @@ pub(crate) struct Install<M> {
     machine_bytes: Bytes,
     conf: Bytes,
     live: Vec<u64>,
-    bodies: BTreeMap<u64, Location>,
+    bodies: Bodies,
 }
 
 impl<M: Machine, R: EntryReader> Group<M, R> {
@@ -79,7 +78,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
                 position: 0,
                 machine_bytes: BytesMut::new(),
                 machine: None,
-                bodies: BTreeMap::new(),
+                bodies: Bodies::default(),
                 last_heard: cx.now,
                 asked_again: None,
             });
@@ -158,7 +157,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
     pub fn body_written(&mut self, index: u64, location: Location) {
         self.log_mut().push_body(index, location);
         if let Some(incoming) = &mut self.incoming {
-            incoming.bodies.insert(index, location);
+            incoming.bodies.insert(PlacedBody { index, location });
         }
     }
 
@@ -189,17 +188,22 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
             self.answer_snapshot(from, offer.id, SnapshotState::Refused, cx);
             return;
         };
-        let mut bodies = incoming.bodies;
-        for index in &live {
-            let here = if *index <= incoming.have { self.log().body_location(*index) } else { None };
-            let Some(location) = bodies.get(index).copied().or(here) else {
+        let mut came = Seeker::new(incoming.bodies.iter());
+        let here = live.iter().zip(self.log().body_locations(&live));
+        let found = here.map(|(index, here)| {
+            let here = here.filter(|_| *index <= incoming.have);
+            let location = came.seek(*index).or(here).ok_or(*index)?;
+            Ok(PlacedBody { index: *index, location })
+        });
+        let bodies = match found.collect::<Result<Bodies, u64>>() {
+            Ok(bodies) => bodies,
+            Err(index) => {
                 warn!(group = %self.id, index, "a payload that should be here is not; asking for all of them");
                 self.distrust_bodies = true;
                 self.answer_snapshot(from, offer.id, SnapshotState::Refused, cx);
                 return;
-            };
-            bodies.insert(*index, location);
-        }
+            }
+        };
         let (index, index_term) = (offer.index, offer.index_term);
         let metadata =
             SnapshotMetadata { conf_state: Some(conf).into(), index, term: index_term, ..SnapshotMetadata::default() };

@@ -63,7 +63,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
             return false;
         }
         let live = self.machine.live_indexes();
-        if live.iter().any(|index| !self.log().has_payload(*index)) {
+        if !self.log().has_payloads(&live) {
             return false;
         }
         let Ok(term) = self.log().term(self.applied) else { return false };

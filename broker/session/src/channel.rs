@@ -7,7 +7,7 @@ use holdfast_wire::{Method, MethodId, Properties, ReplyCode, ShortStr};
 use crate::assembly::{Assembly, Content, Input, PUBLISH};
 use crate::confirms::Confirms;
 use crate::outbox::Shared;
-use crate::unacked::{Handle, Unacked, settle_all};
+use crate::unacked::{Handle, Run, Unacked, settle_all};
 use crate::{AmqpError, ChannelId, Delivery, Outcome, Publish, Request, Settle};
 
 /// Where a channel is between open and closed.
@@ -56,7 +56,7 @@ pub(crate) struct Transaction {
     pub publishes: Vec<Publish>,
     pub settles: Vec<Settle>,
     /// The acknowledged deliveries, for a rollback.
-    pub settled: Vec<(u64, Handle)>,
+    pub settled: Vec<(u64, Run)>,
     pub held_bytes: usize,
 }
 
@@ -196,7 +196,7 @@ impl Channel {
                 None => shared.out.settle(handle.settle(self.id, outcome)),
                 Some(transaction) => {
                     transaction.settles.push(handle.settle(self.id, outcome));
-                    transaction.settled.push((tag, handle));
+                    transaction.settled.push((tag, Run::one(handle)));
                 }
             }
         } else {
@@ -204,7 +204,7 @@ impl Channel {
             match &mut self.transaction {
                 None => settle_all(self.id, outcome, taken.into_values(), &mut shared.out),
                 Some(transaction) => {
-                    transaction.settles.extend(taken.values().map(|handle| handle.settle(self.id, outcome)));
+                    transaction.settles.extend(taken.values().map(|run| run.settle(self.id, outcome)));
                     transaction.settled.extend(taken);
                 }
             }
@@ -234,7 +234,7 @@ impl Channel {
     }
 
     fn is_full(&self) -> bool {
-        self.channel_prefetch > 0 && self.unacked.len() >= usize::from(self.channel_prefetch)
+        self.channel_prefetch > 0 && self.unacked.len() >= u64::from(self.channel_prefetch)
     }
 
     /// Sends what the channel's prefetch held back, as far as there is room now.
@@ -276,8 +276,8 @@ impl Channel {
         let (of_it, others) = std::mem::take(&mut self.held).into_iter().partition(|(owner, _)| *owner == consumer);
         self.held = others;
         let of_it: VecDeque<(u32, Delivery)> = of_it;
-        let handles = of_it.into_iter().map(|(_, it)| Handle { consumer, queue: it.queue, number: it.number });
-        settle_all(self.id, Outcome::Requeue, handles, &mut shared.out);
+        let runs = of_it.into_iter().map(|(_, it)| Run::one(Handle { consumer, queue: it.queue, number: it.number }));
+        settle_all(self.id, Outcome::Requeue, runs, &mut shared.out);
         removed
     }
 

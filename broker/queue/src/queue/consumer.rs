@@ -2,8 +2,35 @@
 
 use super::ready::Held;
 use crate::codec::codec_struct;
+use crate::packed::{Packed, PackedMap, Record, difference, follow, put_varint};
 use bytes::Bytes;
-use std::collections::BTreeMap;
+
+/// A delivery that is not settled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Unsettled {
+    /// The delivery's number.
+    pub(super) number: u64,
+    pub(super) message: Held,
+}
+
+/// One byte more than the message, for deliveries in a row.
+impl Record for Unsettled {
+    type Key = u64;
+
+    fn key(&self) -> u64 {
+        self.number
+    }
+
+    fn pack(&self, before: &Self, out: &mut Vec<u8>) {
+        put_varint(difference(before.number, self.number), out);
+        self.message.pack(&before.message, out);
+    }
+
+    fn unpack(before: &Self, input: &mut Packed<'_>) -> Option<Self> {
+        let number = follow(before.number, input.varint()?);
+        Some(Unsettled { number, message: Held::unpack(&before.message, input)? })
+    }
+}
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Consumer {
@@ -23,7 +50,7 @@ pub(super) struct Consumer {
     pub(super) cancelled: bool,
     /// It stands in the rotation.
     pub(super) queued: bool,
-    pub(super) unacked: BTreeMap<u64, Held>,
+    pub(super) unacked: PackedMap<Unsettled>,
 }
 
 codec_struct! {
@@ -41,7 +68,7 @@ impl Consumer {
     /// Gives it a message; the delivery's number.
     pub(super) fn take(&mut self, message: Held) -> u64 {
         self.last += 1;
-        self.unacked.insert(self.last, message);
+        self.unacked.insert(Unsettled { number: self.last, message });
         self.last
     }
 }

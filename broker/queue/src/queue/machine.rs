@@ -14,7 +14,7 @@ use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
-const SNAPSHOT_VERSION: u8 = 1;
+const SNAPSHOT_VERSION: u8 = 2;
 
 /// How many deleted queues are remembered, so that a late `CreateQueue` does not make one again.
 const DELETED_KEPT: usize = 4096;

@@ -112,9 +112,9 @@ impl Queue {
         let number = if span.first >= span.last {
             span.first
         } else {
-            *consumer.unacked.range(span.first..=span.last).next()?.0
+            consumer.unacked.from(span.first).next().map(|one| one.number).filter(|number| *number <= span.last)?
         };
-        let message = consumer.unacked.remove(&number)?;
+        let message = consumer.unacked.remove(&number)?.message;
         self.unacked -= 1;
         self.unacked_bytes -= u64::from(message.size);
         Some(message)
@@ -142,8 +142,8 @@ impl Queue {
     /// Takes one message for a one-shot consumer; a repeat gives the same again.
     pub(super) fn get(&mut self, id: ConsumerId) -> Option<Delivery> {
         if let Some(consumer) = self.consumers.get(&id) {
-            let (number, message) = consumer.unacked.first_key_value()?;
-            return Some(self.delivery(id, *number, message));
+            let first = consumer.unacked.first()?;
+            return Some(self.delivery(id, first.number, &first.message));
         }
         let message = self.ready.pop()?;
         let mut consumer = Consumer { cancelled: true, ..Consumer::default() };
@@ -193,7 +193,7 @@ impl Queue {
     pub(super) fn dissolve(mut self, gone: &mut Vec<u64>, effects: &mut Vec<QueueEffect>) {
         self.purge(gone);
         for (id, consumer) in &self.consumers {
-            gone.extend(consumer.unacked.values().map(|message| message.at.index));
+            gone.extend(consumer.unacked.iter().map(|one| one.message.at.index));
             if !consumer.cancelled {
                 let reason = CancelReason::QueueDeleted;
                 effects.push(QueueEffect::ConsumerCancelled { consumer: *id, queue: self.id, reason });
@@ -232,9 +232,9 @@ impl Queue {
     pub(super) fn unsettled_after(&self, id: ConsumerId, number: u64, limit: usize) -> Option<(u64, Vec<Delivery>)> {
         let consumer = self.consumers.get(&id)?;
         let Some(start) = number.checked_add(1) else { return Some((consumer.last, Vec::new())) };
-        let mut rest = consumer.unacked.range(start..);
+        let mut rest = consumer.unacked.from(start);
         let deliveries: Vec<_> =
-            rest.by_ref().take(limit).map(|(number, message)| self.delivery(id, *number, message)).collect();
+            rest.by_ref().take(limit).map(|one| self.delivery(id, one.number, &one.message)).collect();
         let through = match (rest.next(), deliveries.last()) {
             (Some(_), Some(last)) => last.number,
             (Some(_), None) => number,
@@ -298,7 +298,7 @@ impl Codec for Queue {
         for consumer in queue.consumers.values() {
             queue.active += usize::from(!consumer.cancelled);
             queue.unacked += consumer.unacked.len() as u64;
-            queue.unacked_bytes += consumer.unacked.values().map(|message| u64::from(message.size)).sum::<u64>();
+            queue.unacked_bytes += consumer.unacked.iter().map(|one| u64::from(one.message.size)).sum::<u64>();
         }
         Ok(queue)
     }
