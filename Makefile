@@ -107,3 +107,8 @@ endif
 .PHONY: bench
 bench: build ## PerfTest against three broker processes; prints rates and latencies
 	.config/bench $(BIN)/holdfast-broker
+
+.PHONY: bench-memory
+bench-memory: ## memory for each queued message, at ten million ready and unacknowledged
+	$(RELEASE) -p holdfast-engine --example queue_memory
+	.config/bench-memory $(BIN)/examples/queue_memory
