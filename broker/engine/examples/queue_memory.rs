@@ -70,6 +70,7 @@ impl Driver {
             members: vec![ExpectedMember { name: "m".into(), address: "m:1".into(), zone: String::new() }],
             user: UserCredentials { name: "guest".into(), password_hash: "any".into() },
             default_replication_factor: 1,
+            default_min_in_sync_replicas: 0,
         };
         driver.settle();
         driver.input(Input::Admin { request: AdminRequestId(1), body: AdminRequest { token: None, action } });
