@@ -248,15 +248,46 @@ async fn a_cluster_deleted_with_retain_and_applied_again_is_the_same_one() {
 }
 
 #[tokio::test]
-async fn leftovers_of_a_deleted_cluster_are_not_mistaken_for_children() {
-    let world = World::new(json!({}));
+async fn a_new_object_touches_nothing_before_the_leftovers_of_a_deleted_one_are_gone() {
+    let world = World::new(json!({ "storage": { "deletionPolicy": "Delete" } }));
     world.settle().await;
+    let volume = world.api.get(&format!("{VOLUMES}data-demo-0-0")).expect("a volume");
+    assert_eq!(volume["metadata"]["ownerReferences"][0]["uid"], json!(world.mqc().metadata.uid));
+    let former = world.status().cluster_id;
     // Deleted and applied again at once: everything is still there, and belongs to the object that is gone.
     world.api.remove(CLUSTER);
-    world.create(json!({}));
+    world.create(json!({ "storage": { "deletionPolicy": "Delete" } }));
+    world.api.take_writes();
     world.pass().await.expect("a pass");
-    let owners = world.api.get(&format!("{SECRETS}demo-ca")).expect("a Secret")["metadata"]["ownerReferences"].clone();
-    assert_eq!(owners[0]["uid"], json!(world.mqc().metadata.uid), "written anew rather than kept");
+    assert_eq!(world.api.take_writes(), [format!("PATCH {CLUSTER}/status")]);
+    let ready = world.status().condition(ConditionType::Ready).expect("Ready").clone();
+    assert!(ready.message.contains("PersistentVolumeClaim data-demo-0-0"), "{}", ready.message);
+    // The garbage collector takes the volumes, and with them the disks.
+    world.api.collect_garbage();
+    assert_eq!(world.api.below(VOLUMES), Vec::<String>::new());
+    (0..3).for_each(|n| world.brokers.silence(&format!("demo-{n}-0")));
+    world.settle().await;
+    assert_ne!(world.status().cluster_id, former, "another cluster");
+    assert!(world.status().condition(ConditionType::Stalled).is_none());
+}
+
+#[tokio::test]
+async fn a_cluster_applied_again_with_fewer_members_starts_all_that_hold_data() {
+    let world = World::new(json!({ "members": 5 }));
+    world.settle().await;
+    let uuids = || -> Vec<Value> {
+        let volumes = world.api.below(VOLUMES);
+        let annotations = volumes.iter().map(|v| world.api.get(v).expect("listed")["metadata"]["annotations"].clone());
+        annotations.map(|a| a["holdfast.dev/member-uuid"].clone()).collect()
+    };
+    assert_eq!(uuids(), ["disk-1", "disk-2", "disk-3", "disk-4", "disk-5"]);
+    world.api.remove(CLUSTER);
+    world.api.collect_garbage();
+    assert_eq!(world.api.below(VOLUMES).len(), 5);
+    world.create(json!({ "members": 3 }));
+    world.settle().await;
+    assert_eq!(world.status().member_count, 5);
+    assert_eq!(world.condition(ConditionType::Degraded), ("True".into(), "MembersNotRemovable".into()));
 }
 
 #[tokio::test]

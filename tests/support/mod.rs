@@ -124,6 +124,22 @@ impl FakeApi {
         self.lock().objects.keys().filter(|path| path.starts_with(prefix)).cloned().collect()
     }
 
+    /// What the garbage collector does: everything goes whose owner is not there (any more).
+    pub fn collect_garbage(&self) {
+        let mut state = self.lock();
+        loop {
+            let uids: Vec<Value> = state.objects.values().map(|object| object["metadata"]["uid"].clone()).collect();
+            let before = state.objects.len();
+            state.objects.retain(|_, object| {
+                let owners = object["metadata"]["ownerReferences"].as_array();
+                owners.is_none_or(|all| all.is_empty() || all.iter().any(|owner| uids.contains(&owner["uid"])))
+            });
+            if state.objects.len() == before {
+                return;
+            }
+        }
+    }
+
     pub fn remove(&self, path: &str) {
         self.lock().objects.remove(path);
     }
@@ -211,6 +227,10 @@ fn pod(name: &str, set: &Value) -> Value {
     let mut metadata = set["spec"]["template"]["metadata"].clone();
     metadata["name"] = json!(name);
     metadata["namespace"] = json!("shop");
+    metadata["ownerReferences"] = json!([{
+        "apiVersion": "apps/v1", "kind": "StatefulSet", "controller": true,
+        "name": set["metadata"]["name"], "uid": set["metadata"]["uid"],
+    }]);
     json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": metadata,
         "spec": {

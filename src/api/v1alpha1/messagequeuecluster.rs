@@ -417,6 +417,9 @@ pub struct MemberStatus {
     pub zone: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
+    /// UUID of the data directory with which it belonged to this cluster, last seen. Kept while it is silent or blank.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
     /// Is the broker started and its pod Ready?
     #[serde(default)]
     pub ready: bool,

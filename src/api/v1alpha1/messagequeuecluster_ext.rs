@@ -23,6 +23,8 @@ pub const INPUTS_ANNOTATION: &str = "holdfast.dev/inputs";
 pub const CLUSTER_ID_ANNOTATION: &str = "holdfast.dev/cluster-id";
 /// The founder's name and disk, beside the cluster id: `name/uuid`.
 pub const FOUNDER_ANNOTATION: &str = "holdfast.dev/founder";
+/// The data directory on a volume that belongs, or belonged, to the cluster: a blank one where this is set is a loss.
+pub const MEMBER_UUID_ANNOTATION: &str = "holdfast.dev/member-uuid";
 /// The broker's container in a pod.
 pub const BROKER_CONTAINER: &str = "broker";
 

@@ -16,13 +16,13 @@ use k8s_openapi::{
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use kube::{Api, ResourceExt, api::ListParams};
+use kube::{Api, Resource, ResourceExt, api::ListParams};
 
 use super::super::{Context, Doing, Error};
 use crate::{
     api::v1alpha1::{
         BROKER_CONTAINER, CLUSTER_ID_ANNOTATION, FOUNDER_ANNOTATION, INPUTS_ANNOTATION, MEMBER_LABEL,
-        MessageQueueCluster, Names, SERVING_LABEL,
+        MEMBER_UUID_ANNOTATION, MessageQueueCluster, Names, SERVING_LABEL,
     },
     broker_admin::{AdminError, Door, Health},
     certificates::KeyedCertificate,
@@ -39,6 +39,8 @@ pub struct Observed {
     pub secrets: SecretFacts,
     /// Why a volume cannot be made, if its storage class is the reason.
     pub storage_class_problem: Option<String>,
+    /// What belonged to an earlier object of this name, or is on its way out: `PersistentVolumeClaim data-demo-0-0`, ….
+    pub leftovers: Vec<String>,
 }
 
 /// What is there of one member.
@@ -126,6 +128,8 @@ pub struct VolumeFacts {
     pub capacity: Option<String>,
     pub cluster_id: Option<String>,
     pub founder: Option<String>,
+    /// The data directory on it that belonged to the cluster, last seen.
+    pub member_uuid: Option<String>,
     pub bound: bool,
 }
 
@@ -172,10 +176,9 @@ pub fn text(secret: &Secret, key: &str) -> Option<String> {
 pub async fn observe(ctx: &Context, mqc: &MessageQueueCluster, now: Timestamp) -> Result<Observed, Error> {
     let names = mqc.names();
     let uid = mqc.uid().unwrap_or_default();
-    let (members, secrets) =
-        try_join(children(ctx, &names, &uid, &mqc.spec.placement.topology_key), read_secrets(ctx, &names, &uid))
-            .await?;
-    let mut observed = Observed { members, secrets, storage_class_problem: None };
+    let (mut observed, secrets) =
+        try_join(children(ctx, &names, &uid, &mqc.spec.placement.topology_key), read_secrets(ctx, &names)).await?;
+    observed.secrets = observed.own_secrets(secrets, &uid);
     if observed.members.values().any(|m| m.volume.as_ref().is_some_and(|v| !v.bound)) {
         observed.storage_class_problem = storage_class_problem(ctx, mqc).await;
     }
@@ -183,12 +186,7 @@ pub async fn observe(ctx: &Context, mqc: &MessageQueueCluster, now: Timestamp) -
     Ok(observed)
 }
 
-async fn children(
-    ctx: &Context,
-    names: &Names,
-    uid: &str,
-    topology_key: &str,
-) -> Result<BTreeMap<u32, MemberFacts>, Error> {
+async fn children(ctx: &Context, names: &Names, uid: &str, topology_key: &str) -> Result<Observed, Error> {
     let own = ListParams::default().labels(&names.selector_string());
     let client = || ctx.client.clone();
     let (sets, configs, pods, volumes) = (
@@ -202,26 +200,68 @@ async fn children(
             .await
             .doing(|| format!("cannot list what belongs to {}", names.cluster))?;
 
-    let mut members = BTreeMap::<u32, MemberFacts>::new();
-    for set in sets.into_iter().filter(|s| !is_of_another(&s.metadata, uid)) {
-        if let Some(number) = number_of(&set.metadata) {
-            members.entry(number).or_default().stateful_set = Some(stateful_set_facts(&set));
+    let mut observed = Observed::default();
+    let mut own_sets = BTreeSet::new();
+    for set in sets {
+        if observed.is_own(&set, uid)
+            && let Some(number) = number_of(&set.metadata)
+        {
+            own_sets.insert(set.uid().unwrap_or_default());
+            observed.member(number).stateful_set = Some(stateful_set_facts(&set));
         }
     }
     for config in configs.into_iter().filter(|c| !is_of_another(&c.metadata, uid)) {
         if let Some(number) = number_of(&config.metadata) {
-            members.entry(number).or_default().has_config = true;
+            observed.member(number).has_config = true;
         }
     }
     for volume in volumes {
-        if let Some(number) = number_of(&volume.metadata) {
-            members.entry(number).or_default().volume = Some(volume_facts(&volume));
+        if observed.is_own(&volume, uid)
+            && let Some(number) = number_of(&volume.metadata)
+        {
+            observed.member(number).volume = Some(volume_facts(&volume));
         }
     }
+    let orphaned = |pod: &&Pod| controller_of(&pod.metadata).is_some_and(|set| !own_sets.contains(set));
+    observed.leftovers.extend(pods.iter().filter(orphaned).map(described));
     for (number, pod) in by_member(ctx, pods.items, topology_key).await {
-        members.entry(number).or_default().pod = Some(pod);
+        observed.member(number).pod = Some(pod);
     }
-    Ok(members)
+    Ok(observed)
+}
+
+impl Observed {
+    fn member(&mut self, number: u32) -> &mut MemberFacts {
+        self.members.entry(number).or_default()
+    }
+
+    /// Notes what is not, or not for long. A volume that is going away still has what is on it, so it counts as there.
+    fn is_own<K: Resource<DynamicType = ()>>(&mut self, object: &K, uid: &str) -> bool {
+        let of_another = is_of_another(object.meta(), uid);
+        if of_another || object.meta().deletion_timestamp.is_some() {
+            self.leftovers.push(described(object));
+        }
+        !of_another
+    }
+
+    fn own_secrets(&mut self, secrets: SecretFacts, uid: &str) -> SecretFacts {
+        let mut own = |secret: Option<Secret>| secret.filter(|s| self.is_own(s, uid));
+        SecretFacts {
+            authority: own(secrets.authority),
+            tls: own(secrets.tls),
+            user: own(secrets.user),
+            identity: own(secrets.identity),
+        }
+    }
+}
+
+fn described<K: Resource<DynamicType = ()>>(object: &K) -> String {
+    format!("{} {}", K::kind(&()), object.name_any())
+}
+
+fn controller_of(meta: &ObjectMeta) -> Option<&str> {
+    let owner = meta.owner_references.iter().flatten().find(|o| o.controller == Some(true))?;
+    Some(&owner.uid)
 }
 
 /// Only the pods, read anew.
@@ -244,11 +284,10 @@ fn number_of(meta: &ObjectMeta) -> Option<u32> {
 /// Is this a leftover of an earlier cluster of that name, which the garbage collector is about to take? It counts as
 /// absent: what is in it goes with it.
 fn is_of_another(meta: &ObjectMeta, uid: &str) -> bool {
-    let owners = meta.owner_references.iter().flatten();
-    owners.filter(|o| o.controller == Some(true)).any(|o| o.uid != uid)
+    controller_of(meta).is_some_and(|owner| owner != uid)
 }
 
-async fn read_secrets(ctx: &Context, names: &Names, uid: &str) -> Result<SecretFacts, Error> {
+async fn read_secrets(ctx: &Context, names: &Names) -> Result<SecretFacts, Error> {
     let api = Api::<Secret>::namespaced(ctx.client.clone(), &names.namespace);
     let (ca, tls_name, user_name, identity_name) =
         (names.authority_secret(), names.tls_secret(), names.user_secret(), names.identity_secret());
@@ -256,16 +295,11 @@ async fn read_secrets(ctx: &Context, names: &Names, uid: &str) -> Result<SecretF
         try_join4(api.get_opt(&ca), api.get_opt(&tls_name), api.get_opt(&user_name), api.get_opt(&identity_name))
             .await
             .doing(|| format!("cannot read the Secrets of {}", names.cluster))?;
-    let own = |name: &str, secret: Option<Secret>| {
+    let read = [(&ca, &authority), (&tls_name, &tls), (&user_name, &user), (&identity_name, &identity)];
+    for (name, secret) in read {
         ctx.applied.read_secret(&names.namespace, name, secret.as_ref());
-        secret.filter(|s| !is_of_another(&s.metadata, uid))
-    };
-    Ok(SecretFacts {
-        authority: own(&ca, authority),
-        tls: own(&tls_name, tls),
-        user: own(&user_name, user),
-        identity: own(&identity_name, identity),
-    })
+    }
+    Ok(SecretFacts { authority, tls, user, identity })
 }
 
 /// Nodes may be unreadable where the operator has no cluster-wide rights: then zones are unknown, and nothing fails.
@@ -308,6 +342,7 @@ fn volume_facts(volume: &PersistentVolumeClaim) -> VolumeFacts {
         capacity: capacity.and_then(|c| c.get("storage")).map(|q| q.0.clone()),
         cluster_id: volume.annotations().get(CLUSTER_ID_ANNOTATION).cloned(),
         founder: volume.annotations().get(FOUNDER_ANNOTATION).cloned(),
+        member_uuid: volume.annotations().get(MEMBER_UUID_ANNOTATION).cloned(),
         bound: volume.status.as_ref().is_some_and(|s| s.phase.as_deref() == Some("Bound")),
     }
 }

@@ -88,12 +88,14 @@ pub fn plan(
     };
     let status = mqc.status_or_default();
     let interval = Duration::from_secs(cluster.health.interval_seconds.max(1) as u64);
+    let latch = latch::latch(cluster, &status, observed, fresh_id);
     if cluster.paused {
-        let latch = latch::latch(cluster, &status, observed, fresh_id);
         return hands_off(latch, interval);
     }
+    if latch::leftovers(&status, observed).is_some() {
+        return hands_off(latch, SOON);
+    }
     let leaf = leaf(cluster, observed, now);
-    let latch = latch::latch(cluster, &status, observed, fresh_id);
     let roll = roll::roll(cluster, observed, leaf.id(), now);
     let mut held = Vec::new();
     held.extend(roll.held.map(|message| Blocker { reason: Reason::RemovalHeld, message }));

@@ -93,11 +93,17 @@ fn is_urgent(before: &MessageQueueClusterStatus, after: &MessageQueueClusterStat
     let differs = |type_| before.is(type_) != after.is(type_);
     before.cluster_id != after.cluster_id
         || before.founder != after.founder
+        || joined(before) != joined(after)
         || before.binding != after.binding
         || before.observed_generation != after.observed_generation
         || differs(ConditionType::Ready)
         || differs(ConditionType::Available)
         || differs(ConditionType::Stalled)
+}
+
+/// Members that are known to have joined: what a blank disk is judged by.
+fn joined(status: &MessageQueueClusterStatus) -> usize {
+    status.members.iter().filter(|m| m.uuid.is_some()).count()
 }
 
 /// The status after this pass. Pure. `done` are decisions that were carried out and are not in the status yet.
@@ -126,10 +132,12 @@ pub fn next(
         status.binding = Some(Binding { name: mqc.names().user_secret(), resource_version: Some(version.clone()) });
     }
     if let Some(cluster) = cluster {
+        let former = std::mem::take(&mut status.members);
         status.image = Some(cluster.template.image.clone());
         status.member_count = cluster.members.len() as i32;
-        status.members =
-            cluster.members.iter().map(|n| member_status(cluster.names.pod(*n), observed.members.get(n))).collect();
+        let id = status.cluster_id.as_deref();
+        let member = |n: &u32| member_status(cluster.names.pod(*n), observed.members.get(n), id, &former);
+        status.members = cluster.members.iter().map(member).collect();
     }
     let ready = status.members.iter().filter(|m| m.ready).count();
     status.ready_members = Some(format!("{ready}/{}", status.member_count));
@@ -144,17 +152,20 @@ pub fn next(
         failure: outcome.failure.as_ref().map(ToString::to_string),
         held: &outcome.held,
         user_is_set: status.binding.is_some() && (!plan.set_user || outcome.user_version.is_some()),
-        was_founded: mqc.status_or_default().cluster_id.is_some(),
+        was_founded: status.members.iter().any(|m| m.uuid.is_some()),
     };
     status.conditions = merged(&status.conditions, &picture, mqc.metadata.generation, now);
     status
 }
 
-fn member_status(name: String, facts: Option<&MemberFacts>) -> MemberStatus {
+fn member_status(name: String, facts: Option<&MemberFacts>, id: Option<&str>, former: &[MemberStatus]) -> MemberStatus {
+    let known = former.iter().find(|m| m.name == name).and_then(|m| m.uuid.clone());
     let Some(facts) = facts else {
-        return MemberStatus { name, state: Some("being created".into()), ..MemberStatus::default() };
+        return MemberStatus { name, uuid: known, state: Some("being created".into()), ..MemberStatus::default() };
     };
     let health = facts.health();
+    let joined = health.filter(|h| h.cluster_id.is_some() && h.cluster_id.as_deref() == id);
+    let recorded = facts.volume.as_ref().filter(|v| v.cluster_id.as_deref() == id).and_then(|v| v.member_uuid.clone());
     let pod = facts.pod.as_ref();
     let disk = health.map(|h| (h.disk_bytes_used, h.disk_bytes_used.saturating_add(h.disk_bytes_free)));
     MemberStatus {
@@ -162,6 +173,7 @@ fn member_status(name: String, facts: Option<&MemberFacts>) -> MemberStatus {
         node: pod.and_then(|p| p.node.clone()),
         zone: pod.and_then(|p| p.zone.clone()).or_else(|| health.map(|h| h.zone.clone())).filter(|z| !z.is_empty()),
         version: health.map(|h| h.version.clone()).filter(|v| !v.is_empty()),
+        uuid: joined.map(|h| h.member_uuid.clone()).or(known).or(recorded),
         ready: facts.is_ready(),
         state: Some(conditions::state(facts)),
         leaders: health.map_or(0, |h| h.groups.leading as i64),

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     super::Settings,
-    observe::{Observed, VolumeFacts, authority_name},
+    observe::{MemberFacts, Observed, VolumeFacts, authority_name},
 };
 use crate::api::v1alpha1::{
     DeletionPolicy, HealthSpec, ImagePullPolicy, ListenersSpec, MessageQueueCluster, Names, Reason, ResourcesSpec,
@@ -164,10 +164,14 @@ fn invalid(message: String) -> Blocker {
     Blocker { reason: Reason::InvalidSpec, message }
 }
 
-/// Numbers are never reused, and a member that exists stays: removing one needs its replicas moved first.
+/// Numbers are never reused, and a member that exists stays: removing one needs its replicas moved first. It exists with
+/// its StatefulSet, or with a volume of this cluster, which is what is left when the object was deleted with Retain.
 fn members(mqc: &MessageQueueCluster, observed: &Observed, blockers: &mut Vec<Blocker>) -> Vec<u32> {
     let wanted = mqc.spec.members.max(1) as u32;
-    let existing = || observed.members.iter().filter(|(_, m)| m.stateful_set.is_some()).map(|(n, _)| *n);
+    let id = mqc.status_or_default().cluster_id;
+    let is_ours = |volume: &VolumeFacts| volume.cluster_id.is_some() && (id.is_none() || volume.cluster_id == id);
+    let exists = |m: &MemberFacts| m.stateful_set.is_some() || m.volume.as_ref().is_some_and(is_ours);
+    let existing = || observed.members.iter().filter(|(_, m)| exists(m)).map(|(n, _)| *n);
     let count = existing().max().map_or(0, |highest| highest + 1);
     if count > wanted {
         blockers.push(Blocker {
@@ -298,7 +302,7 @@ fn without_nulls(value: &Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::controllers::messagequeuecluster::observe::{MemberFacts, StatefulSetFacts};
+    use crate::controllers::messagequeuecluster::observe::StatefulSetFacts;
 
     fn settings() -> Settings {
         Settings { broker_image: "registry:5000/holdfast/broker:dev".into(), controller_name: "c".into() }
@@ -355,6 +359,29 @@ mod tests {
             let said = found.blockers.iter().find(|b| b.reason == reason);
             assert!(said.is_some_and(|b| b.message.contains(words)), "{spec}: {:?}", found.blockers);
         }
+    }
+
+    #[test]
+    fn volumes_that_are_left_of_a_larger_cluster_are_members_of_it() {
+        let left = |count: u32, id: &str| {
+            let mut observed = existing(count, "10Gi");
+            for member in observed.members.values_mut() {
+                member.stateful_set = None;
+                member.volume.as_mut().expect("a volume").cluster_id = Some(id.into());
+            }
+            observed
+        };
+        let found = check(serde_json::json!({"members": 1}), &left(5, "c1"));
+        assert_eq!(found.blockers.iter().map(|b| b.reason).collect::<Vec<_>>(), [Reason::MembersNotRemovable]);
+        assert!(found.blockers[0].message.contains("set members to 5"), "{}", found.blockers[0].message);
+        assert_eq!(found.cluster.expect("valid").members.len(), 5);
+        // Volumes that no cluster ever wrote its id on, or another one did, are nobody's members.
+        let mut blank = left(5, "c1");
+        blank.members.values_mut().for_each(|m| m.volume.as_mut().expect("a volume").cluster_id = None);
+        assert_eq!(check(serde_json::json!({}), &blank).blockers, vec![]);
+        let mut founded = mqc(serde_json::json!({}));
+        founded.status = serde_json::from_value(serde_json::json!({"clusterID": "c2"})).expect("a status");
+        assert_eq!(validate(&founded, &left(5, "c1"), &settings()).blockers, vec![]);
     }
 
     #[test]

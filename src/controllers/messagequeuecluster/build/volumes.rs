@@ -11,7 +11,7 @@ use super::{
     },
     Object,
 };
-use crate::api::v1alpha1::{CLUSTER_ID_ANNOTATION, DeletionPolicy, FOUNDER_ANNOTATION};
+use crate::api::v1alpha1::{CLUSTER_ID_ANNOTATION, DeletionPolicy, FOUNDER_ANNOTATION, MEMBER_UUID_ANNOTATION};
 
 /// One object for each volume that exists. With `deletionPolicy: Delete` the volumes go when the cluster goes.
 pub fn objects(cluster: &ValidatedCluster, observed: &Observed, plan: &Plan) -> Vec<Object> {
@@ -27,6 +27,11 @@ pub fn objects(cluster: &ValidatedCluster, observed: &Observed, plan: &Plan) -> 
             };
             if let Some(founder) = founder {
                 annotations.insert(FOUNDER_ANNOTATION.into(), json!(founder));
+            }
+            let joined =
+                observed.members.get(&number).and_then(|m| m.health()).filter(|h| h.cluster_id.as_deref() == Some(id));
+            if let Some(uuid) = joined.map(|h| h.member_uuid.clone()).or_else(|| volume.member_uuid.clone()) {
+                annotations.insert(MEMBER_UUID_ANNOTATION.into(), json!(uuid));
             }
             let labels = cluster.names.member_labels(number);
             let name = cluster.names.volume(number);

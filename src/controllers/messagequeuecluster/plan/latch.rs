@@ -4,22 +4,26 @@
 //!  nothing known, all disks blank ──► Record: PVC annotations and Secret, then status.clusterID
 //!  recorded, founder's disk as it was ──► Found: ask that one member (idempotent by id)
 //!  a disk says an id, nothing known ──► Record that id: adopt (CR deleted with Retain, applied again)
-//!  id known, most disks blank, and the founder's is another disk ──► DataLost: nothing founds
+//!  id known, most of the disks that had joined blank, the founder's another ──► DataLost: nothing founds
 //!  a disk says another id ──► Foreign
 //! ```
 //!
 //! The founder's UUID is recorded with the id. A member is asked to found again only while it answers "blank" from
 //! that very disk: then it never founded, and since the cluster begins with it, no other member can hold anything.
+//!
+//! A blank disk is a loss only where a disk that had joined was before: members that are being added are blank until the
+//! others invite them. That a member has joined is recorded when it first answers with the cluster's id, on its volume
+//! (which outlives this object) and in the status (which outlives the volume).
 
 use std::collections::BTreeSet;
 
 use super::super::{
-    observe::{self, Observed},
+    observe::{self, MemberFacts, Observed},
     validate::ValidatedCluster,
 };
 use crate::{
     api::v1alpha1::{Founder, MessageQueueClusterStatus},
-    broker_admin::MemberState,
+    broker_admin::{Health, MemberState},
 };
 
 /// What is to be done about the cluster's identity.
@@ -58,6 +62,9 @@ pub fn latch(
     observed: &Observed,
     fresh_id: &str,
 ) -> Latch {
+    if let Some(waiting) = leftovers(status, observed) {
+        return Latch::Wait(waiting);
+    }
     let claims = claims(observed);
     let recorded: BTreeSet<&str> = status
         .cluster_id
@@ -81,6 +88,15 @@ pub fn latch(
             None => first_member(cluster, observed, fresh_id),
         },
     }
+}
+
+/// A new object waits until what the garbage collector takes of an earlier one of its name is gone: a cluster must not be
+/// adopted from disks that are about to be deleted.
+pub fn leftovers(status: &MessageQueueClusterStatus, observed: &Observed) -> Option<String> {
+    let waits = status.cluster_id.is_none() && !observed.leftovers.is_empty();
+    waits.then(|| {
+        format!("waiting for what is left of a deleted cluster of this name to go: {}", observed.leftovers.join(", "))
+    })
 }
 
 /// The ids that disks say they belong to.
@@ -118,7 +134,7 @@ fn claimed_by_a_disk(
     claimed: &str,
 ) -> Latch {
     let in_touch = observed.health().any(|(_, h)| h.quorum);
-    if !in_touch && let Some(lost) = majority_blank(cluster, observed, claimed) {
+    if !in_touch && let Some(lost) = majority_lost(cluster, status, observed, claimed) {
         return Latch::DataLost(lost);
     }
     match is_recorded(status, observed, claimed) {
@@ -150,25 +166,61 @@ fn all_blank_so_far(
         }
         (None, Some(_)) => Latch::Record { cluster_id: known.to_owned(), founder, adopted: false },
         (Some(missing), Some(_)) => Latch::Wait(missing),
-        (missing, None) => match majority_blank(cluster, observed, known) {
+        (missing, None) => match majority_lost(cluster, status, observed, known) {
             Some(lost) => Latch::DataLost(lost),
             None => Latch::Wait(missing.unwrap_or_else(|| "waiting for members".into())),
         },
     }
 }
 
-fn majority_blank(cluster: &ValidatedCluster, observed: &Observed, id: &str) -> Option<String> {
-    let blank: Vec<String> = observed
-        .health()
-        .filter(|(_, h)| h.state == MemberState::Blank && h.cluster_id.is_none())
-        .map(|(n, _)| cluster.names.pod(n))
-        .collect();
-    (blank.len() * 2 > cluster.members.len()).then(|| {
-        format!(
-            "this is cluster {id}, but the disks of {} are blank, so its messages are lost; nothing is founded over them. Put the volumes back, or delete this object and its volumes to begin anew",
-            blank.join(", ")
-        )
-    })
+fn is_blank(health: &Health) -> bool {
+    health.state == MemberState::Blank && health.cluster_id.is_none()
+}
+
+/// Members whose disks belonged to the cluster at some time: as recorded, or as any member still knows it. Where nobody
+/// knows anything, the founder alone.
+fn joined(cluster: &ValidatedCluster, status: &MessageQueueClusterStatus, observed: &Observed) -> BTreeSet<u32> {
+    let known = |name: &str| observed.health().any(|(_, h)| h.members.iter().any(|m| m.name == name && m.id.is_some()));
+    let recorded = |n: &u32, name: &str| {
+        let volume = observed.members.get(n).and_then(|m| m.volume.as_ref());
+        volume.is_some_and(|v| v.member_uuid.is_some())
+            || status.members.iter().any(|m| m.name == name && m.uuid.is_some())
+    };
+    let name = |n: &u32| cluster.names.pod(*n);
+    let numbers = || cluster.members.iter().copied();
+    let joined: BTreeSet<u32> = numbers().filter(|n| recorded(n, &name(n)) || known(&name(n))).collect();
+    match (joined.is_empty(), founder(status, observed)) {
+        (true, Some(founder)) => numbers().filter(|n| name(n) == founder.member).collect(),
+        _ => joined,
+    }
+}
+
+/// Are most of the disks that had joined blank? In words; with what may still be saved, and never with the advice to
+/// delete volumes of which one may hold the messages.
+fn majority_lost(
+    cluster: &ValidatedCluster,
+    status: &MessageQueueClusterStatus,
+    observed: &Observed,
+    id: &str,
+) -> Option<String> {
+    let joined = joined(cluster, status, observed);
+    let health = |n: &u32| observed.members.get(n).and_then(MemberFacts::health);
+    let lost: BTreeSet<u32> = joined.iter().filter(|n| health(n).is_some_and(is_blank)).copied().collect();
+    if lost.len() * 2 <= joined.len() {
+        return None;
+    }
+    let names = |of: &mut dyn Iterator<Item = &u32>| of.map(|n| cluster.names.pod(*n)).collect::<Vec<_>>().join(", ");
+    let silent = names(&mut joined.iter().filter(|n| health(n).is_none()));
+    let intact = names(&mut joined.iter().filter(|n| health(n).is_some_and(|h| !is_blank(h))));
+    let advice = match (silent.is_empty(), intact.is_empty()) {
+        (false, _) => format!("Delete nothing: {silent} may still have them, and does not answer; bring it up first"),
+        (true, false) => format!("Delete nothing: {intact} still has what was on its disk. Put the other volumes back"),
+        (true, true) => "Put the volumes back, or delete this object and its volumes to begin anew".into(),
+    };
+    Some(format!(
+        "this is cluster {id}, but the disks of {} are blank, so messages are lost; nothing is founded over them. {advice}",
+        names(&mut lost.iter())
+    ))
 }
 
 /// Is the id in the status, in the Secret and on every volume?

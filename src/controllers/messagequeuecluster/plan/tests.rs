@@ -92,6 +92,7 @@ fn seen(mqc: &MessageQueueCluster, health: impl Fn(u32) -> Health) -> Observed {
                     capacity: Some("10Gi".into()),
                     cluster_id: Some(ID.into()),
                     founder: Some("demo-0-0/disk-0".into()),
+                    member_uuid: Some(format!("disk-{number}")),
                     bound: true,
                 }),
                 answer: Some(Ok(health(number))),
@@ -152,7 +153,7 @@ fn unrecorded(mut observed: Observed) -> Observed {
     observed.secrets.identity = None;
     for member in observed.members.values_mut() {
         if let Some(volume) = &mut member.volume {
-            (volume.cluster_id, volume.founder) = (None, None);
+            (volume.cluster_id, volume.founder, volume.member_uuid) = (None, None, None);
         }
     }
     observed

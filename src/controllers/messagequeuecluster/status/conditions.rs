@@ -20,7 +20,7 @@ pub struct Picture<'a> {
     pub failure: Option<String>,
     pub held: &'a [Blocker],
     pub user_is_set: bool,
-    /// Had the cluster an identity before this pass?
+    /// Has any member ever belonged to the cluster?
     pub was_founded: bool,
 }
 
