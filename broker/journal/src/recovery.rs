@@ -72,6 +72,8 @@ struct Newest {
     scanned: Vec<Scanned>,
     end: ScanEnd,
     file_bytes: u64,
+    /// What the file was made with, as far as that is known.
+    made_bytes: u64,
     /// None when the header is damaged.
     older: Option<Vec<SealedSegment>>,
 }
@@ -85,6 +87,10 @@ impl<F: FileSystem> Recovery<F> {
     ) -> Result<(Journal<F>, Recovered), JournalError> {
         let mut present = numbers.clone();
         let newest = self.find_newest(&mut present)?;
+        // A blank disk has its first segment before its identity.
+        if newest.is_none() && identity_changes > 0 {
+            return Err(JournalError::LogMissing);
+        }
         let mut last_sequence = 0;
         if let Some(newest) = newest {
             last_sequence = self.replay_all(newest, present)?;
@@ -150,9 +156,10 @@ impl<F: FileSystem> Recovery<F> {
             let mut scanned = Vec::new();
             let end = scan(&plan, &bytes, &mut |found| scanned.push(found));
             self.segments.insert(number, Arc::new(ReadableSegment { file, epoch }));
+            let made_bytes = header.as_ref().map_or(0, |header| header.file_bytes);
             let older = header.map(|header| header.older);
             let file_bytes = bytes.len() as u64;
-            return Ok(Some(Newest { number, epoch, first_sequence, scanned, end, file_bytes, older }));
+            return Ok(Some(Newest { number, epoch, first_sequence, scanned, end, file_bytes, made_bytes, older }));
         }
         Ok(None)
     }
@@ -241,9 +248,14 @@ impl<F: FileSystem> Recovery<F> {
     }
 
     fn replay_newest(&mut self, newest: Newest) -> u64 {
-        let Newest { number, epoch, first_sequence, scanned, end, file_bytes, .. } = newest;
+        let Newest { number, epoch, first_sequence, scanned, end, file_bytes, made_bytes, .. } = newest;
         let name = segment_name(number);
-        if end.torn {
+        // The length is durable before the first batch is written.
+        if file_bytes < made_bytes && !scanned.is_empty() {
+            let why = format!("{name} was cut: it has {file_bytes} bytes of {made_bytes}");
+            self.find(&name, &format!("{why}; no crash does that, so it is not a torn tail"));
+            self.replay.lost(&why);
+        } else if end.torn {
             let what = format!("the last write was torn; the log is cut at byte {} of {file_bytes}", end.cut);
             self.find(&name, &what);
         }

@@ -9,7 +9,7 @@ use crate::types::JournalError;
 
 const MAGIC: [u8; 8] = *b"HFSEGMNT";
 const VERSION: u16 = 1;
-const FIXED_BYTES: usize = 48;
+const FIXED_BYTES: usize = 56;
 const LISTED_BYTES: usize = 40;
 
 pub(crate) fn segment_name(number: u32) -> String {
@@ -53,6 +53,8 @@ pub(crate) struct SegmentHeader {
     pub block_bytes: u32,
     pub epoch: u64,
     pub first_sequence: u64,
+    /// What the file was preallocated to. The open segment's file is never shorter, unless somebody cut it.
+    pub file_bytes: u64,
     pub older: Vec<SealedSegment>,
 }
 
@@ -74,7 +76,7 @@ impl SegmentHeader {
         for number in [self.block_bytes, self.number, self.older.len() as u32] {
             out.extend_from_slice(&number.to_le_bytes());
         }
-        for number in [self.epoch, self.first_sequence] {
+        for number in [self.epoch, self.first_sequence, self.file_bytes] {
             out.extend_from_slice(&number.to_le_bytes());
         }
         for sealed in &self.older {
@@ -119,6 +121,7 @@ impl SegmentHeader {
         let count = cursor.u32()?;
         let epoch = cursor.u64()?;
         let first_sequence = cursor.u64()?;
+        let file_bytes = cursor.u64()?;
         let mut older = Vec::new();
         for _ in 0..count {
             older.push(SealedSegment {
@@ -130,6 +133,6 @@ impl SegmentHeader {
                 proven: cursor.u64()?,
             });
         }
-        block_bytes.is_power_of_two().then_some(Self { number, block_bytes, epoch, first_sequence, older })
+        block_bytes.is_power_of_two().then_some(Self { number, block_bytes, epoch, first_sequence, file_bytes, older })
     }
 }

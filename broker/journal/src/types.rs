@@ -261,6 +261,10 @@ pub enum JournalError {
     BatchTooLarge { bytes: u64, limit: u64 },
     #[error("both copies of the identity are damaged; this disk cannot say which member it belongs to")]
     IdentityDamaged,
+    /// The member has an identity, so it had a log, with votes and confirmed messages in it. Going on without would be
+    /// to forget them.
+    #[error("the identity of a member is there, but no segment of its log is, or none that can be read")]
+    LogMissing,
     #[error("{file} has format version {version}, this program knows {known}")]
     UnknownVersion { file: String, version: u16, known: u16 },
 }

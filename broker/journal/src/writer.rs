@@ -253,8 +253,7 @@ impl<F: FileSystem> Journal<F> {
     /// Seals the open segment and starts the next. Everything in the old one is synced already.
     fn roll(&mut self) -> Result<(), JournalError> {
         let Active { number, first_sequence, ref segment, position } = self.active;
-        let name = segment_name(number);
-        segment.file.set_len(position).map_err(|error| JournalError::io("cut", &name, error))?;
+        let segment = Arc::clone(segment);
         let last_sequence = self.next_sequence - 1;
         let sealed = SealedSegment {
             number,
@@ -270,7 +269,9 @@ impl<F: FileSystem> Journal<F> {
             None => create_file(&self.fs, &self.config, &mut self.keeper)?,
         };
         self.active = begin_segment(&self.config, &self.reader, file, self.next_sequence, &self.older)?;
-        Ok(())
+        // Not before the next one is there: an open segment that is shorter than it was made was cut by somebody else.
+        let name = segment_name(number);
+        segment.file.set_len(position).map_err(|error| JournalError::io("cut", &name, error))
     }
 
     pub(crate) fn file_system(&self) -> &F {
@@ -349,6 +350,7 @@ fn begin_segment<F: FileSystem>(
         block_bytes: config.block_bytes,
         epoch,
         first_sequence,
+        file_bytes: file.len().map_err(|error| JournalError::io("read", &name, error))?,
         older: older.values().copied().collect(),
     };
     file.write_at(0, &header.encode()).map_err(|error| JournalError::io("write", &name, error))?;

@@ -123,7 +123,7 @@ fn open_journal(data_dir: &DataDir, config: &Config) -> Result<(OpenJournal, Rec
         ..JournalConfig::default()
     };
     Journal::open(files, layout).map_err(|error| match error {
-        JournalError::IdentityDamaged => trouble(
+        JournalError::IdentityDamaged | JournalError::LogMissing => trouble(
             ExitKind::Data,
             &error,
             "replace this member's volume by an empty one, so that it joins anew; its data is on the other members",

@@ -4,7 +4,8 @@ use crate::model::{Model, recovered_equals};
 use bytes::Bytes;
 use holdfast_journal::conformance::{small_config, test_key};
 use holdfast_journal::{
-    Batch, BatchId, EntryReader, FileSystem, HardState, Journal, JournalReader, Location, Op, Recovered, StoredFile,
+    Batch, BatchId, EntryReader, FileSystem, HardState, Journal, JournalError, JournalReader, Location, Op, Recovered,
+    StoredFile,
 };
 use holdfast_sim::disk::SimDisk;
 
@@ -208,6 +209,38 @@ fn a_missing_segment_or_checkpoint_is_noticed() {
     let corrupt: Vec<_> = recovered.groups.iter().filter(|group| group.corruption.is_some()).collect();
     assert_eq!(corrupt.len(), 1);
     assert!(corrupt[0].key == key && corrupt[0].corruption.as_ref().is_some_and(|corruption| corruption.checkpoint));
+}
+
+#[test]
+fn an_open_segment_that_was_cut_is_not_taken_for_a_torn_tail() {
+    let scene = scene(6);
+    let file = newest(&scene.disk);
+    for cut in scene.starts.iter().skip(1).chain([&(scene.starts[3] + 1)]) {
+        let disk = edited(&scene.disk, &file, |bytes| bytes.truncate(*cut));
+        let (recovered, reader) = open(&disk, 2);
+        nothing_is_invented(&recovered, &scene.after, &reader);
+        assert!(recovered.groups.iter().all(|group| group.corruption.is_some()), "cut at {cut}");
+        assert!(recovered.findings.iter().any(|finding| finding.file == file && finding.what.contains("was cut")));
+    }
+}
+
+#[test]
+fn a_member_with_an_identity_and_no_log_is_refused() {
+    let disk = SimDisk::default();
+    let (mut journal, _) = Journal::open(disk.clone(), small_config(1)).expect("open");
+    journal.write(&Batch { id: BatchId(0), ops: vec![Op::Identity(Bytes::from_static(b"me"))] }).expect("write");
+    drop(journal);
+    let segments: Vec<String> =
+        disk.list().expect("list").into_iter().filter(|name| name.starts_with("segment")).collect();
+    let removed = edited(&disk, "", |_| {});
+    segments.iter().for_each(|name| removed.remove(name).expect("remove"));
+    let zeroed = edited(&disk, &segments[0], |bytes| bytes.fill(0));
+    for (what, disk) in [("removed", removed), ("zeroed", zeroed)] {
+        let error = Journal::open(disk.clone(), small_config(2)).map(drop).expect_err("refused");
+        assert!(matches!(error, JournalError::LogMissing), "{what}: {error}");
+        let again = Journal::open(disk, small_config(3)).map(drop).expect_err("still refused");
+        assert!(matches!(again, JournalError::LogMissing), "{what}: {again}");
+    }
 }
 
 #[test]
