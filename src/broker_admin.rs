@@ -33,7 +33,11 @@ pub const ADMIN_PORT: u16 = 5690;
 const QUICK: Duration = Duration::from_secs(2);
 /// Time for answers that need a commit by a majority.
 const COMMIT: Duration = Duration::from_secs(10);
-const MAX_ANSWER_BYTES: usize = 1 << 20;
+/// Bounds memory. A group takes half a kilobyte in the list of all groups, which is asked for before a pod is taken away;
+/// a list that is longer counts as no answer, so then none is.
+const MAX_ANSWER_BYTES: usize = 64 << 20;
+/// More than fit into an answer.
+const MAX_GROUPS: u32 = 1_000_000;
 
 /// A broker to talk to.
 #[derive(Clone)]
@@ -151,6 +155,59 @@ pub struct Bootstrap {
     pub members: Vec<ExpectedMember>,
     pub user: Credentials,
     pub default_replication_factor: i32,
+    /// Copies that a confirm waits for; 0 is a majority.
+    pub default_min_in_sync_replicas: i32,
+}
+
+/// One group of `GET /v1/groups`, as far as it matters here.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Group {
+    pub id: u64,
+    /// Does the member that was asked lead it? Only then it knows who is caught up.
+    pub leading: bool,
+    /// Voters that answer and lack little.
+    pub in_sync_replicas: Option<usize>,
+    /// Copies that confirms wait for; 0 is a majority.
+    pub min_in_sync_replicas: usize,
+    pub replicas: Vec<Replica>,
+}
+
+/// A replica of a group.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Replica {
+    /// The member's name.
+    pub name: String,
+    pub voter: bool,
+}
+
+/// What becomes of a group when a member stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Without {
+    /// It goes on; or the member that was asked does not lead it.
+    Enough,
+    /// It has too few voters to go on without that one, even when all are caught up.
+    TooFewVoters,
+    /// It would go on if the other voters were caught up.
+    TooFewInSync { left: usize, needed: usize },
+}
+
+impl Group {
+    /// What becomes of it without `member`: it needs a majority of its voters, and as many as confirms wait for. Where that
+    /// is every voter, publishers have to wait whoever stops, so one less has to do.
+    pub fn without(&self, member: &str) -> Without {
+        let voters = self.replicas.iter().filter(|r| r.voter).count();
+        if !self.leading || !self.replicas.iter().any(|r| r.voter && r.name == member) {
+            return Without::Enough;
+        }
+        let needed = (voters / 2 + 1).max(self.min_in_sync_replicas.min(voters.saturating_sub(1)));
+        if voters - 1 < needed {
+            return Without::TooFewVoters;
+        }
+        let left = self.in_sync_replicas.unwrap_or(0).saturating_sub(1);
+        if left < needed { Without::TooFewInSync { left, needed } } else { Without::Enough }
+    }
 }
 
 /// Why a broker did not do what it was asked.
@@ -177,6 +234,10 @@ pub trait BrokerAdmin: Send + Sync {
     fn put_members<'a>(&'a self, door: &'a Door, members: &'a [ExpectedMember]) -> Call<'a, ()>;
     /// Create the user, or set its password.
     fn put_user<'a>(&'a self, door: &'a Door, user: &'a Credentials) -> Call<'a, ()>;
+    /// Set how many copies confirms wait for, for queues without a policy; 0 is a majority.
+    fn put_min_in_sync<'a>(&'a self, door: &'a Door, copies: i32) -> Call<'a, ()>;
+    /// Every group that the broker has a replica of.
+    fn groups<'a>(&'a self, door: &'a Door) -> Call<'a, Vec<Group>>;
     /// Hand every leadership away within `deadline`; answers how many are left.
     fn drain_leaders<'a>(&'a self, door: &'a Door, deadline: Duration) -> Call<'a, u64>;
 }
@@ -287,6 +348,23 @@ impl BrokerAdmin for HttpAdmin {
         .boxed()
     }
 
+    fn put_min_in_sync<'a>(&'a self, door: &'a Door, copies: i32) -> Call<'a, ()> {
+        let body = json!({ "defaultMinInSyncReplicas": copies });
+        done(self.call(door, Method::PUT, "/v1/replication", Some(body), COMMIT))
+    }
+
+    fn groups<'a>(&'a self, door: &'a Door) -> Call<'a, Vec<Group>> {
+        async move {
+            #[derive(Deserialize)]
+            struct Groups {
+                groups: Vec<Group>,
+            }
+            let path = format!("/v1/groups?limit={MAX_GROUPS}");
+            Ok(self.call::<Groups>(door, Method::GET, &path, None, COMMIT).await?.groups)
+        }
+        .boxed()
+    }
+
     fn drain_leaders<'a>(&'a self, door: &'a Door, deadline: Duration) -> Call<'a, u64> {
         async move {
             #[derive(Deserialize)]
@@ -307,6 +385,42 @@ fn done<'a>(call: impl Future<Output = Result<Value, AdminError>> + Send + 'a) -
     call.map(|answer| answer.map(|_| ())).boxed()
 }
 
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_can_go_where_enough_caught_up_voters_are_left() {
+        use Without::{Enough, TooFewInSync, TooFewVoters};
+        let table = [
+            // voters, in sync, copies that confirms wait for
+            (3, 3, 0, Enough),
+            (3, 2, 0, TooFewInSync { left: 1, needed: 2 }),
+            (1, 1, 0, TooFewVoters),
+            (2, 2, 0, TooFewVoters),
+            (5, 4, 0, Enough),
+            (5, 4, 4, TooFewInSync { left: 3, needed: 4 }),
+            (3, 3, 3, Enough),
+            (3, 2, 3, TooFewInSync { left: 1, needed: 2 }),
+        ];
+        for (voters, in_sync, copies, expected) in table {
+            let replica = |n| Replica { name: format!("demo-{n}-0"), voter: n < voters };
+            let mut group = Group {
+                id: 1,
+                leading: true,
+                in_sync_replicas: Some(in_sync),
+                min_in_sync_replicas: copies,
+                replicas: (0..6).map(replica).collect(),
+            };
+            let row = (voters, in_sync, copies);
+            assert_eq!(group.without("demo-0-0"), expected, "{row:?}");
+            assert_eq!(group.without("demo-5-0"), Enough, "a learner is no loss: {row:?}");
+            group.leading = false;
+            assert_eq!(group.without("demo-0-0"), Enough, "the leader is asked: {row:?}");
+        }
+    }
+}
+
 /// Brokers that exist only in memory, for tests of the operator.
 ///
 /// Founding, joining, users and leaders behave as the admin API promises; a member without an entry does not answer.
@@ -320,6 +434,7 @@ struct FakeState {
     members: BTreeMap<String, Health>,
     users: BTreeMap<String, String>,
     calls: Vec<String>,
+    groups: BTreeMap<String, Vec<Group>>,
     refuse: Option<(String, AdminError)>,
 }
 
@@ -332,6 +447,11 @@ impl FakeBrokers {
     /// The broker answers no more.
     pub fn silence(&self, member: &str) {
         self.lock().members.remove(member);
+    }
+
+    /// The groups that the broker lists; without this, the metadata group, where it leads it.
+    pub fn set_groups(&self, member: &str, groups: Vec<Group>) {
+        self.lock().groups.insert(member.into(), groups);
     }
 
     /// What the broker says at present.
@@ -438,6 +558,25 @@ impl BrokerAdmin for FakeBrokers {
         self.change("put_user", door, |state| {
             state.users.insert(user.name.clone(), user.password.clone());
         })
+    }
+
+    fn put_min_in_sync<'a>(&'a self, door: &'a Door, copies: i32) -> Call<'a, ()> {
+        self.change(&format!("put_min_in_sync {copies}"), door, |_| ())
+    }
+
+    fn groups<'a>(&'a self, door: &'a Door) -> Call<'a, Vec<Group>> {
+        let state = self.lock();
+        let answer = state.members.get(&door.member).ok_or_else(|| silence(door)).map(|health| {
+            let replica = |m: &KnownMember| Replica { name: m.name.clone(), voter: true };
+            let metadata = || Group {
+                leading: health.metadata_leader.as_deref() == Some(&door.member),
+                in_sync_replicas: Some(health.members.len()),
+                replicas: health.members.iter().map(replica).collect(),
+                ..Group::default()
+            };
+            state.groups.get(&door.member).cloned().unwrap_or_else(|| vec![metadata()])
+        });
+        futures::future::ready(answer).boxed()
     }
 
     fn drain_leaders<'a>(&'a self, door: &'a Door, _deadline: Duration) -> Call<'a, u64> {

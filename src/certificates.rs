@@ -35,6 +35,13 @@ pub struct KeyedCertificate {
     pub key: String,
 }
 
+impl KeyedCertificate {
+    /// Can both be read?
+    pub fn is_usable(&self) -> bool {
+        KeyPair::from_pem(&self.key).is_ok() && CertificateDer::from_pem_slice(self.certificate.as_bytes()).is_ok()
+    }
+}
+
 /// A leaf, and when to replace it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leaf {

@@ -155,17 +155,20 @@ impl Election {
         }
     }
 
-    async fn renew(&self, change: impl FnOnce(&mut LeaseSpec)) -> Result<bool, kube::Error> {
-        let Some(mut lease) = self.api.get_opt(&self.name).await? else { return Ok(false) };
-        let spec = lease.spec.get_or_insert_default();
-        if spec.holder_identity.as_deref() != Some(&self.identity) {
-            return Ok(false);
-        }
-        change(spec);
-        match self.api.replace(&self.name, &PostParams::default(), &lease).await {
-            Ok(_) => Ok(true),
-            Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
-            Err(error) => Err(error),
+    /// A conflict is no loss: somebody may have put a label on the Lease. It is read again, and is lost only if it says so.
+    async fn renew(&self, change: impl Fn(&mut LeaseSpec)) -> Result<bool, kube::Error> {
+        loop {
+            let Some(mut lease) = self.api.get_opt(&self.name).await? else { return Ok(false) };
+            let spec = lease.spec.get_or_insert_default();
+            if spec.holder_identity.as_deref() != Some(&self.identity) {
+                return Ok(false);
+            }
+            change(spec);
+            match self.api.replace(&self.name, &PostParams::default(), &lease).await {
+                Ok(_) => return Ok(true),
+                Err(kube::Error::Api(status)) if status.code == 409 => {}
+                Err(error) => return Err(error),
+            }
         }
     }
 }
@@ -244,6 +247,33 @@ mod tests {
         let mut released = held;
         released.spec.get_or_insert_default().holder_identity = Some(String::new());
         taken(two.step(Some(released), &mut Watched::default(), Instant::now(), wall()));
+    }
+
+    #[tokio::test]
+    async fn a_foreign_edit_does_not_cost_the_lease_and_another_holder_does() {
+        for (holder, kept) in [("one", true), ("two", false)] {
+            let (service, mut handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
+            let one = Election::new(
+                Api::namespaced(Client::new(service, "ns"), "ns"),
+                "l".into(),
+                "one".into(),
+                Arc::default(),
+            );
+            let lease =
+                |holder: &str| serde_json::json!({ "metadata": { "name": "l" }, "spec": { "holderIdentity": holder } });
+            let conflict =
+                serde_json::json!({ "kind": "Status", "status": "Failure", "reason": "Conflict", "code": 409 });
+            let answers = [(200, lease("one")), (409, conflict), (200, lease(holder)), (200, lease(holder))];
+            let server = tokio::spawn(async move {
+                for (status, body) in answers {
+                    let Some((_, send)) = handle.next_request().await else { return };
+                    let answer = Response::builder().status(status).body(Body::from(body.to_string().into_bytes()));
+                    send.send_response(answer.expect("a response"));
+                }
+            });
+            assert_eq!(one.renew(|_| {}).await.expect("answered"), kept, "{holder}");
+            server.abort();
+        }
     }
 
     #[tokio::test]

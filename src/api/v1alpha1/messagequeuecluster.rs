@@ -54,9 +54,9 @@ use super::schema;
 #[x_kube(
     validation = Rule::new("has(self.storage.storageClassName) == has(oldSelf.storage.storageClassName) && (!has(self.storage.storageClassName) || self.storage.storageClassName == oldSelf.storage.storageClassName)")
         .message("storage.storageClassName cannot change once the cluster exists: put the former value back"),
-    validation = Rule::new("has(self.replication) == has(oldSelf.replication) && (!has(self.replication) || self.replication.factor == oldSelf.replication.factor)")
+    validation = Rule::new("(has(self.replication) && has(self.replication.factor)) == (has(oldSelf.replication) && has(oldSelf.replication.factor)) && (!has(self.replication) || !has(self.replication.factor) || self.replication.factor == oldSelf.replication.factor)")
         .message("replication.factor is given to the brokers at bootstrap and cannot change: put the former value back (or leave it out, if it was left out)"),
-    validation = Rule::new("!has(self.replication) || self.replication.factor <= self.members")
+    validation = Rule::new("!has(self.replication) || !has(self.replication.factor) || self.replication.factor <= self.members")
         .message("replication.factor is above members: raise members, or lower the factor to an odd number that is not above it"),
     validation = Rule::new("!(has(self.image) && has(self.version))")
         .message("set either image (a full reference) or version (a tag of the operator's default image), not both")
@@ -117,6 +117,10 @@ pub struct MessageQueueClusterSpec {
     /// How the operator watches the brokers.
     #[serde(default)]
     pub health: HealthSpec,
+
+    /// How members are restarted when their template changes: always one at a time.
+    #[serde(default)]
+    pub rollout: RolloutSpec,
 
     /// While true the operator only reports: it changes nothing that belongs to this cluster. Brokers go on serving and failing over.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -201,13 +205,24 @@ pub enum WhenUnsatisfiable {
 }
 
 /// Copies of each queue.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.minInSyncReplicas) || !has(self.factor) || self.minInSyncReplicas <= self.factor").message("minInSyncReplicas is above factor, so nothing could ever be confirmed: lower it to factor or less"))]
 pub struct ReplicationSpec {
     /// Replicas of each queue. Default: 1 for one or two members, else 3. It is given to the brokers once, at bootstrap.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 9))]
     #[x_kube(validation = Rule::new("self >= 1 && self % 2 == 1").message("factor must be odd (1, 3 or 5): an even number of replicas outlives no more losses than one less"))]
-    pub factor: i32,
+    pub factor: Option<i32>,
+
+    /// Durable copies of a message that its confirm waits for, for queues without a policy. A majority is always waited
+    /// for, so a smaller number asks for nothing more. No pod is taken away while a queue would be left with fewer; where
+    /// this equals the number of replicas, a restart makes publishers of the queue wait until the member is back.
+    /// It may change at any time. Default: a majority.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 7))]
+    #[x_kube(validation = Rule::new("self >= 1").message("minInSyncReplicas must be at least 1; leave it out for a majority"))]
+    pub min_in_sync_replicas: Option<i32>,
 }
 
 /// CPU and memory of each broker, as in a container's `resources`.
@@ -284,9 +299,34 @@ pub struct HealthSpec {
     #[schemars(range(min = 1, max = 300))]
     pub interval_seconds: i32,
     /// A broker that did not answer for this many intervals is taken out of the client Service until it answers again.
+    /// For as long, what it said last still counts in the conditions, while its pod is Ready.
     #[serde(default = "defaults::failure_threshold")]
     #[schemars(range(min = 1, max = 60))]
     pub failure_threshold: i32,
+    /// A broker that was taken out of the client Service is put back after this many answers in a row.
+    #[serde(default = "defaults::success_threshold")]
+    #[schemars(range(min = 1, max = 60))]
+    pub success_threshold: i32,
+    /// A member whose node has been unreachable for this many seconds counts as lost: the condition Degraded and an Event
+    /// say so. Members are not replaced yet, and nothing is deleted: bring the node back, or delete its Node object.
+    #[serde(default = "defaults::replace_after_seconds")]
+    #[schemars(range(min = 60, max = 86400))]
+    pub replace_after_seconds: i32,
+}
+
+/// How members are restarted.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct RolloutSpec {
+    /// Seconds for which a pod is kept because queues have too few replicas to go on without it; after that it goes, and an
+    /// Event says so.
+    #[serde(default = "defaults::small_queue_wait_seconds")]
+    #[schemars(range(min = 0, max = 3600))]
+    pub small_queue_wait_seconds: i32,
+    /// Seconds that a member gets to hand its leaders to others before its pod goes.
+    #[serde(default = "defaults::drain_seconds")]
+    #[schemars(range(min = 1, max = 20))]
+    pub drain_seconds: i32,
 }
 
 /// Defaults that are no type's own.
@@ -308,6 +348,18 @@ mod defaults {
     }
     pub fn failure_threshold() -> i32 {
         3
+    }
+    pub fn success_threshold() -> i32 {
+        1
+    }
+    pub fn replace_after_seconds() -> i32 {
+        300
+    }
+    pub fn small_queue_wait_seconds() -> i32 {
+        60
+    }
+    pub fn drain_seconds() -> i32 {
+        5
     }
 }
 
@@ -335,7 +387,21 @@ impl Default for ListenerSpec {
 
 impl Default for HealthSpec {
     fn default() -> Self {
-        Self { interval_seconds: defaults::interval_seconds(), failure_threshold: defaults::failure_threshold() }
+        Self {
+            interval_seconds: defaults::interval_seconds(),
+            failure_threshold: defaults::failure_threshold(),
+            success_threshold: defaults::success_threshold(),
+            replace_after_seconds: defaults::replace_after_seconds(),
+        }
+    }
+}
+
+impl Default for RolloutSpec {
+    fn default() -> Self {
+        Self {
+            small_queue_wait_seconds: defaults::small_queue_wait_seconds(),
+            drain_seconds: defaults::drain_seconds(),
+        }
     }
 }
 
@@ -378,6 +444,10 @@ pub struct MessageQueueClusterStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub members: Vec<MemberStatus>,
+
+    /// What the brokers were told of replication.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replication: Option<ReplicationStatus>,
 
     /// The metadata group, without which nothing can be declared.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -437,6 +507,18 @@ pub struct MemberStatus {
     pub lagging: i64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_used_percent: Option<i32>,
+}
+
+/// What the brokers were told of replication.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ReplicationStatus {
+    /// Replicas of a queue that does not say. Fixed when the cluster was founded; none where that was before this object.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub factor: Option<i32>,
+    /// Copies that a confirm waits for; 0 is a majority.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_in_sync_replicas: Option<i32>,
 }
 
 /// The metadata group.

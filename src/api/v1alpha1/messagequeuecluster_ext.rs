@@ -1,11 +1,13 @@
 //! Pure methods of `MessageQueueCluster`: names, labels and defaults that follow from the object alone.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, OwnerReference};
 use kube::{Resource, ResourceExt};
 
-use super::{ConditionType, MessageQueueCluster, MessageQueueClusterSpec, MessageQueueClusterStatus};
+use super::{
+    ConditionType, HealthSpec, MessageQueueCluster, MessageQueueClusterSpec, MessageQueueClusterStatus, RolloutSpec,
+};
 
 /// The value of `app.kubernetes.io/managed-by`, and the field manager of everything but statuses.
 pub const MANAGER: &str = "holdfast-operator";
@@ -59,11 +61,42 @@ impl MessageQueueCluster {
 impl MessageQueueClusterSpec {
     /// Replicas of a queue that does not say: 1 for one or two members, 3 for more.
     pub fn replication_factor(&self) -> i32 {
-        match &self.replication {
-            Some(replication) => replication.factor,
-            None if self.members < 3 => 1,
-            None => 3,
-        }
+        let given = self.replication.as_ref().and_then(|replication| replication.factor);
+        given.unwrap_or_else(|| default_factor(self.members))
+    }
+}
+
+/// Replicas of a queue in a cluster of so many members, if nobody says.
+pub fn default_factor(members: i32) -> i32 {
+    if members < 3 { 1 } else { 3 }
+}
+
+impl HealthSpec {
+    /// Between two questions to each broker while all is well.
+    pub fn interval(&self) -> Duration {
+        Duration::from_secs(self.interval_seconds.max(1) as u64)
+    }
+
+    /// For how long a silence is put up with.
+    pub fn patience(&self) -> Duration {
+        self.interval() * self.failure_threshold.max(1) as u32
+    }
+
+    /// For how long a node may be unreachable before its member counts as lost.
+    pub fn replace_after(&self) -> Duration {
+        Duration::from_secs(self.replace_after_seconds.max(1) as u64)
+    }
+}
+
+impl RolloutSpec {
+    /// For how long a pod is kept because queues could not go on without it.
+    pub fn small_queue_wait(&self) -> Duration {
+        Duration::from_secs(self.small_queue_wait_seconds.max(0) as u64)
+    }
+
+    /// Time for leaders to move.
+    pub fn drain_deadline(&self) -> Duration {
+        Duration::from_secs(self.drain_seconds.max(1) as u64)
     }
 }
 

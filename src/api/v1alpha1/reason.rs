@@ -73,6 +73,10 @@ pub enum Reason {
     /// A disk belongs to another cluster.
     ForeignDisk,
     QuorumLost,
+    /// The certificate authority's Secret is missing, unusable or another one while brokers run that trust the former.
+    CertificatesInvalid,
+    /// A member's node has been unreachable for longer than `health.replaceAfterSeconds`.
+    MemberLost,
     ReplicaQuarantined,
     /// The API server refused an object; the message is its own.
     ApplyFailed,
@@ -83,6 +87,8 @@ pub enum Reason {
     TooFewZones,
     UnknownZones,
     ReplicasNotSpread,
+    /// The cluster has grown, but queues get as many replicas as were usual when it was founded.
+    FactorFixedAtFounding,
 
     // Decisions and Events.
     Bootstrapped,
@@ -90,6 +96,8 @@ pub enum Reason {
     LeadersMoved,
     MemberRestarted,
     RemovalHeld,
+    /// A pod is kept for a while because queues have too few replicas to go on without it, or went in spite of it.
+    SmallQueueWait,
     FailedOver,
     TakenOffService,
     PutInService,

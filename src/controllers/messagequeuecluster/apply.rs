@@ -33,6 +33,8 @@ pub struct Outcome {
     pub held: Vec<Blocker>,
     /// The version of the user's Secret whose password the brokers now have.
     pub user_version: Option<String>,
+    /// How many copies confirms wait for, as the brokers were told in this pass.
+    pub told_min_in_sync: Option<i32>,
     /// Were all objects written?
     pub applied: bool,
 }
@@ -66,8 +68,15 @@ pub async fn apply(
         return outcome;
     }
     let result = async {
-        for object in children.shared.iter().chain(&children.members).chain(&children.volumes) {
-            apply_object(ctx, &children.namespace, object).await?;
+        let kinds = [
+            (&children.shared, Known::Skipped),
+            (&children.members, Known::Written),
+            (&children.volumes, Known::Skipped),
+        ];
+        for (objects, known) in kinds {
+            for object in objects {
+                apply_object(ctx, &children.namespace, object, known).await?;
+            }
         }
         outcome.applied = true;
         if let Latch::Record { cluster_id, adopted: true, .. } = &plan.latch {
@@ -88,12 +97,21 @@ pub async fn apply(
     outcome
 }
 
-async fn apply_object(ctx: &Context, namespace: &str, object: &Object) -> Result<(), Error> {
+/// What is done with an object that, as far as is known, is as it should be.
+#[derive(Clone, Copy, PartialEq)]
+enum Known {
+    Skipped,
+    /// The plan has found that it is not.
+    Written,
+}
+
+async fn apply_object(ctx: &Context, namespace: &str, object: &Object, known: Known) -> Result<(), Error> {
     let key = key(&object.resource.kind, namespace, &object.name);
     let hash = hex_digest(&object.body.to_string());
-    if ctx.applied.holds(&key, &hash) {
+    if known == Known::Skipped && ctx.applied.holds(&key, &hash) {
         return Ok(());
     }
+    ctx.applied.begin(&key);
     let api = Api::<DynamicObject>::namespaced_with(ctx.client.clone(), namespace, &object.resource);
     let applied = api
         .patch(&object.name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&object.body))
@@ -146,11 +164,16 @@ async fn tell_brokers(
         && let Some(door) = door(member)
     {
         ctx.brokers.bootstrap(door, request).await?;
+        outcome.told_min_in_sync = Some(request.default_min_in_sync_replicas);
         outcome.did(Reason::Bootstrapped, format!("{} founded cluster {cluster_id}", door.member));
     }
     let Some(door) = observed.spokesman().and_then(|(n, _)| door(&n)) else { return Ok(()) };
     if let Some(members) = &plan.membership {
         ctx.brokers.put_members(door, members).await?;
+    }
+    if let Some(copies) = plan.set_min_in_sync {
+        ctx.brokers.put_min_in_sync(door, copies).await?;
+        outcome.told_min_in_sync = Some(copies);
     }
     if plan.set_user
         && let Some(secrets) = &children.secrets
@@ -172,7 +195,7 @@ async fn move_leaders(
     for number in &plan.drain {
         let Some(member) = observed.members.get(number) else { continue };
         let (Some(door), Some(health)) = (&member.door, member.health()) else { continue };
-        match ctx.brokers.drain_leaders(door, remove::DRAIN_DEADLINE).await {
+        match ctx.brokers.drain_leaders(door, mqc.spec.rollout.drain_deadline()).await {
             Ok(remaining) => {
                 let uid = member.pod.as_ref().map(|p| p.uid.as_str()).unwrap_or_default();
                 let now = (ctx.clock)();
@@ -189,11 +212,15 @@ async fn move_leaders(
 
 /// What was applied last, by object, so that a pass over an unchanged cluster writes nothing.
 ///
-/// An entry is dropped as soon as the watch (or, for Secrets, a read) shows the object in another version than the one that was written, so a
-/// change by somebody else is undone in the pass that its event starts.
+/// An entry is dropped as soon as the watch (or, for Secrets, a read) shows the object in another version than the one
+/// that was written, so a change by somebody else is undone in the pass that its event starts. That holds for what each
+/// pass renders. ConfigMap and StatefulSet of a member are rendered only when their inputs change, so that another version
+/// of the operator restarts nothing: a hand edit of them stays until then, but for what the operator notes on them.
 #[derive(Debug, Default)]
 pub struct AppliedCache {
     entries: Mutex<HashMap<Key, Entry>>,
+    /// The version in which an object was seen while it was being written: the event may be quicker than the answer.
+    seen: Mutex<HashMap<Key, Option<String>>>,
 }
 
 type Key = (String, String, String);
@@ -208,9 +235,12 @@ fn key(kind: &str, namespace: &str, name: &str) -> Key {
     (kind.to_owned(), namespace.to_owned(), name.to_owned())
 }
 
-/// The generation, which statuses do not change; objects without one are known by their resource version.
+/// The generation, which statuses do not change, and the metadata that do not change it; objects without a generation are
+/// known by their resource version.
 fn version(meta: &ObjectMeta) -> Option<String> {
-    meta.generation.map(|generation| format!("g{generation}")).or_else(|| meta.resource_version.clone())
+    let noted = || format!("{:?}{:?}{:?}", meta.labels, meta.annotations, meta.owner_references);
+    let generation = meta.generation.map(|generation| format!("g{generation} {}", hex_digest(&noted())));
+    generation.or_else(|| meta.resource_version.clone())
 }
 
 impl AppliedCache {
@@ -218,8 +248,19 @@ impl AppliedCache {
         self.lock().get(key).is_some_and(|entry| entry.hash == hash)
     }
 
+    /// A write is on its way: what was known does not hold any more.
+    fn begin(&self, key: &Key) {
+        self.lock().remove(key);
+        self.lock_seen().insert(key.clone(), None);
+    }
+
+    /// The write was answered. If somebody else's change was seen in the meantime, the object is written again.
     fn remember(&self, key: Key, hash: String, meta: &ObjectMeta) {
-        self.lock().insert(key, Entry { hash, version: version(meta) });
+        let version = version(meta);
+        match self.lock_seen().remove(&key).flatten() {
+            Some(seen) if version.as_ref() != Some(&seen) => {}
+            _ => drop(self.lock().insert(key, Entry { hash, version })),
+        }
     }
 
     /// An object was seen, or seen to be gone.
@@ -234,11 +275,18 @@ impl AppliedCache {
     }
 
     fn compare(&self, key: Key, found: Option<&ObjectMeta>) {
+        if let Some(seen) = self.lock_seen().get_mut(&key) {
+            *seen = Some(found.and_then(version).unwrap_or_default());
+        }
         let mut entries = self.lock();
         let stale = |entry: &Entry| found.is_none_or(|meta| entry.version != version(meta));
         if entries.get(&key).is_some_and(stale) {
             entries.remove(&key);
         }
+    }
+
+    fn lock_seen(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Option<String>>> {
+        self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Entry>> {

@@ -73,6 +73,7 @@ pub fn build(
             members: super::plan::expected_members(cluster, observed),
             user: secrets.user.clone(),
             default_replication_factor: cluster.replication_factor,
+            default_min_in_sync_replicas: cluster.min_in_sync_replicas,
         }),
         _ => None,
     };

@@ -54,6 +54,11 @@ pub struct MemberFacts {
     pub answer: Option<Result<Health, AdminError>>,
     pub silent_since: Option<Timestamp>,
     pub door: Option<Door>,
+    /// Answers since the last silence.
+    pub answers_in_row: u32,
+    /// What a broker said last that has been silent for less than `health` puts up with, while its pod is Ready. Nothing
+    /// is decided by it: it keeps conditions from flapping.
+    pub recent: Option<Health>,
     /// Since when there has been no pod, as far as this operator has seen.
     pub podless_since: Option<Timestamp>,
     /// When the pod was last asked to hand its leaders away, and how many it had to keep.
@@ -80,6 +85,8 @@ pub struct PodFacts {
     pub zone: Option<String>,
     /// Is the node about to lose its pods (cordoned, or tainted NoExecute)?
     pub node_going: bool,
+    /// Since when the node's kubelet has not been heard.
+    pub node_unreachable_since: Option<Timestamp>,
     /// Is the pod being deleted?
     pub going: bool,
     pub ready: bool,
@@ -164,6 +171,43 @@ impl Observed {
     pub fn spokesman(&self) -> Option<(u32, &Health)> {
         let in_touch = || self.health().filter(|(_, h)| h.quorum);
         in_touch().find(|(_, h)| h.metadata_leader.as_deref() == Some(&h.name)).or_else(|| in_touch().next())
+    }
+}
+
+impl Observed {
+    /// As this, but a broker that was silent for a moment counts with what it said last: what conditions are made from.
+    pub fn forgiving(&self) -> Self {
+        let mut seen = self.clone();
+        for member in seen.members.values_mut() {
+            if let (Some(Err(_)), Some(recent)) = (&member.answer, member.recent.take()) {
+                member.answer = Some(Ok(recent));
+            }
+        }
+        seen
+    }
+
+    /// Why no certificate can be signed that running brokers would trust, if so. They read their authority at start, so
+    /// another one must not be made, nor used, while any pod is there.
+    pub fn authority_lost(&self) -> Option<&'static str> {
+        if self.members.values().all(|m| m.pod.is_none()) {
+            return None;
+        }
+        let trusted = self.secrets.tls.as_ref().and_then(|secret| text(secret, "ca.crt"));
+        match (&self.secrets.authority, self.secrets.usable_authority()) {
+            (None, _) => Some("is missing"),
+            (Some(_), None) => Some("does not hold a certificate and its key"),
+            (_, Some(found)) if trusted.is_some_and(|trusted| trusted != found.certificate) => {
+                Some("holds another authority than the one that the brokers trust")
+            }
+            _ => None,
+        }
+    }
+}
+
+impl SecretFacts {
+    /// The authority, if it can sign.
+    pub fn usable_authority(&self) -> Option<KeyedCertificate> {
+        self.authority.as_ref().and_then(keyed_certificate).filter(KeyedCertificate::is_usable)
     }
 }
 
@@ -366,6 +410,7 @@ fn pod_facts(pod: &Pod, nodes: &BTreeMap<String, Node>, topology_key: &str) -> P
         inputs: pod.annotations().get(INPUTS_ANNOTATION).cloned(),
         zone: node.and_then(|n| n.labels().get(topology_key).cloned()),
         node_going: node.is_some_and(|node| node_is_going(node, pod)),
+        node_unreachable_since: node.and_then(unreachable_since),
         node: node_name,
         going: pod.metadata.deletion_timestamp.is_some(),
         created: pod.creation_timestamp().map(|at| at.0),
@@ -387,6 +432,12 @@ fn node_is_going(node: &Node, pod: &Pod) -> bool {
     let taints = spec.and_then(|s| s.taints.as_deref()).unwrap_or_default();
     spec.and_then(|s| s.unschedulable).unwrap_or(false)
         || taints.iter().any(|taint| taint.effect == "NoExecute" && !stays(taint))
+}
+
+fn unreachable_since(node: &Node) -> Option<Timestamp> {
+    let conditions = node.status.as_ref()?.conditions.as_deref()?;
+    let ready = conditions.iter().find(|c| c.type_ == "Ready" && c.status != "True")?;
+    ready.last_transition_time.as_ref().map(|at| at.0)
 }
 
 /// As Kubernetes matches them: a toleration without effect is for every effect, one without key (and with Exists) for

@@ -20,6 +20,7 @@ mod latch;
 mod roll;
 
 pub use latch::Latch;
+use roll::Roll;
 pub use roll::{Removal, others_unfit};
 
 /// Between passes while something is going on.
@@ -54,6 +55,8 @@ pub struct Plan {
     pub membership: Option<Vec<ExpectedMember>>,
     /// The brokers do not have the password that is in the Secret.
     pub set_user: bool,
+    /// The brokers do not have the number of copies that confirms are to wait for.
+    pub set_min_in_sync: Option<i32>,
     /// What is held back, and why.
     pub held: Vec<Blocker>,
     pub next: Duration,
@@ -87,7 +90,7 @@ pub fn plan(
         return hands_off(Latch::Wait("the spec is invalid".into()), Duration::from_secs(5));
     };
     let status = mqc.status_or_default();
-    let interval = Duration::from_secs(cluster.health.interval_seconds.max(1) as u64);
+    let interval = cluster.health.interval();
     let latch = latch::latch(cluster, &status, observed, fresh_id);
     if cluster.paused {
         return hands_off(latch, interval);
@@ -96,9 +99,11 @@ pub fn plan(
         return hands_off(latch, SOON);
     }
     let leaf = leaf(cluster, observed, now);
-    let roll = roll::roll(cluster, observed, leaf.id(), now);
+    let roll = if cluster.frozen { Roll::default() } else { roll::roll(cluster, observed, leaf.id(), now) };
     let mut held = Vec::new();
     held.extend(roll.held.map(|message| Blocker { reason: Reason::RemovalHeld, message }));
+    held.extend(lost_members(cluster, observed, now));
+    held.extend(cluster.outgrew_factor.then(|| outgrown(cluster)));
     let founded = matches!(latch, Latch::Founded { .. }) && observed.spokesman().is_some();
     let mut plan = Plan {
         hands_off: false,
@@ -107,10 +112,12 @@ pub fn plan(
         outdated: roll.outdated,
         removal: roll.removal,
         drain: drain(cluster, observed, now),
-        serving: serving(cluster, observed, interval, now),
+        serving: serving(cluster, observed, now),
         grow: grow(cluster, observed),
         membership: if founded { membership(cluster, observed) } else { None },
         set_user: founded && user_is_due(&status, observed),
+        set_min_in_sync: Some(cluster.min_in_sync_replicas)
+            .filter(|wanted| founded && status.replication.and_then(|r| r.min_in_sync_replicas) != Some(*wanted)),
         held,
         next: interval,
         latch,
@@ -134,6 +141,7 @@ fn hands_off(latch: Latch, next: Duration) -> Plan {
         grow: BTreeSet::new(),
         membership: None,
         set_user: false,
+        set_min_in_sync: None,
         held: Vec::new(),
         next,
     }
@@ -147,7 +155,33 @@ fn is_settled(plan: &Plan, cluster: &ValidatedCluster, observed: &Observed) -> b
     matches!(plan.latch, Latch::Founded { .. } | Latch::DataLost(_) | Latch::Foreign(_))
         && plan.outdated.is_empty()
         && !plan.set_user
+        && plan.set_min_in_sync.is_none()
         && cluster.members.iter().all(|n| observed.members.get(n).is_some_and(|m| m.is_ready()))
+}
+
+/// Replacing a member is not there yet; that it is due is said, and nothing is deleted.
+fn lost_members(cluster: &ValidatedCluster, observed: &Observed, now: Timestamp) -> Vec<Blocker> {
+    let after = cluster.health.replace_after();
+    let pods = cluster.members.iter().filter_map(|n| observed.members.get(n)?.pod.as_ref());
+    let lost = pods.filter_map(|pod| {
+        let since = pod.node_unreachable_since.filter(|at| now.duration_since(*at).unsigned_abs() >= after)?;
+        let node = pod.node.as_deref().unwrap_or_default();
+        let message = format!(
+            "{} is lost: its node {node} has been unreachable since {since}, longer than health.replaceAfterSeconds ({}). Members are not replaced yet: bring the node back; or, if it is gone for good, delete its Node object, and the pod starts elsewhere, if its volume can follow",
+            pod.name,
+            after.as_secs()
+        );
+        Some(Blocker { reason: Reason::MemberLost, message })
+    });
+    lost.collect()
+}
+
+fn outgrown(cluster: &ValidatedCluster) -> Blocker {
+    let (factor, members) = (cluster.replication_factor, cluster.members.len());
+    let message = format!(
+        "queues get {factor} replica, which was fixed when the cluster was founded with fewer members, though there are {members} now: for more, found another cluster with replication.factor: 3 and move the messages there"
+    );
+    Blocker { reason: Reason::FactorFixedAtFounding, message }
 }
 
 /// Keeps the leaf while it has the right names, the right authority and time left.
@@ -158,9 +192,15 @@ fn leaf(cluster: &ValidatedCluster, observed: &Observed, now: Timestamp) -> Leaf
         .get(RENEW_ANNOTATION)
         .and_then(|text| text.parse::<Timestamp>().ok())
         .is_some_and(|renew_after| now < renew_after);
+    // Nothing that brokers would trust can be issued.
+    if observed.authority_lost().is_some() {
+        return Leaf::Keep { id: id.cloned().unwrap_or_default() };
+    }
     let names_fit = annotations.get(NAMES_ANNOTATION) == Some(&certified_names(cluster, observed));
     match id {
-        Some(id) if in_time && names_fit && observed.secrets.authority.is_some() => Leaf::Keep { id: id.clone() },
+        Some(id) if in_time && names_fit && observed.secrets.usable_authority().is_some() => {
+            Leaf::Keep { id: id.clone() }
+        }
         _ => Leaf::Issue { id: now.as_millisecond().to_string() },
     }
 }
@@ -198,22 +238,18 @@ fn in_vain(observed: &Observed, number: u32, now: Timestamp) -> bool {
     leading <= kept && now.duration_since(at).unsigned_abs() < DRAIN_AGAIN
 }
 
-/// A broker that has been silent for long gets no new connections. If none answers, the operator is the one cut off, and
-/// nothing is changed.
-fn serving(
-    cluster: &ValidatedCluster,
-    observed: &Observed,
-    interval: Duration,
-    now: Timestamp,
-) -> BTreeMap<String, bool> {
-    let patience = interval * cluster.health.failure_threshold.max(1) as u32;
+/// A broker that has been silent for long gets no new connections, until it has answered often enough. If none answers,
+/// the operator is the one cut off, and nothing is changed.
+fn serving(cluster: &ValidatedCluster, observed: &Observed, now: Timestamp) -> BTreeMap<String, bool> {
+    let patience = cluster.health.patience();
+    let enough = cluster.health.success_threshold.max(1) as u32;
     let some_answer = observed.health().next().is_some();
     let mut changes = BTreeMap::new();
     for member in observed.members.values() {
         let (Some(pod), Some(answer)) = (&member.pod, &member.answer) else { continue };
         let silent = member.silent_since.is_some_and(|since| now.duration_since(since).unsigned_abs() >= patience);
         match answer {
-            Ok(_) if !pod.serving => changes.insert(pod.name.clone(), true),
+            Ok(_) if !pod.serving && member.answers_in_row >= enough => changes.insert(pod.name.clone(), true),
             Err(_) if pod.serving && silent && some_answer => changes.insert(pod.name.clone(), false),
             _ => None,
         };

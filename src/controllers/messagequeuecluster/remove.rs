@@ -1,12 +1,13 @@
 //! The one function that removes pods, whatever the cause.
 //!
-//! It reads the pod once more, asks every other broker once more, moves the leaders away, and then goes through the
-//! Eviction API with the pod's UID, so that the PodDisruptionBudget has its say and a pod that was replaced meanwhile is
+//! It reads the pod once more, asks every other broker once more, also whether each of its groups has enough caught-up
+//! voters without this member, moves the leaders away, and then goes through the Eviction API with the pod's UID, so that the PodDisruptionBudget has its say and a pod that was replaced meanwhile is
 //! left alone. When a broker cannot be asked it removes nothing. A pod that cannot run as its template has it needs
 //! nobody's answer.
 
 use std::time::Duration;
 
+use futures::future::join_all;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, ResourceExt, api::PostParams};
@@ -19,12 +20,13 @@ use super::{
     observe::{Observed, ask_again},
     plan::{Removal, others_unfit},
 };
-use crate::api::v1alpha1::{BROKER_CONTAINER, MessageQueueCluster, Outcome as DecisionOutcome, Reason};
+use crate::{
+    api::v1alpha1::{BROKER_CONTAINER, MessageQueueCluster, Outcome as DecisionOutcome, Reason},
+    broker_admin::Without,
+};
 
-/// Time for leaders to move.
-pub const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
-/// How long a pod is kept for the leaders of queues that no other member has a replica of.
-const SMALL_QUEUE_WAIT: Duration = Duration::from_secs(60);
+/// What is said of a pod that small queues need; [`waited`] finds it again by these words.
+const FEW_REPLICAS: &str = "leads or holds replicas of queues that have too few to go on without it";
 
 /// Removes the pod, or says in `outcome` why it is held back.
 pub async fn remove_pod(
@@ -41,9 +43,23 @@ pub async fn remove_pod(
         return Ok(());
     };
     let asks = broker_runs(&pod) || !removal.broken;
-    if asks && let Some(why) = unfit_to_lose(ctx, mqc, observed, removal).await? {
-        outcome.hold(Reason::RemovalHeld, format!("{} stays for now: {why}", removal.pod));
-        return Ok(());
+    let fitness = if asks { fitness(ctx, mqc, observed, removal).await? } else { Fitness::Dispensable };
+    let wait = mqc.spec.rollout.small_queue_wait();
+    match fitness {
+        Fitness::Dispensable => {}
+        Fitness::Needed(why) => {
+            outcome.hold(Reason::RemovalHeld, format!("{} stays for now: {why}", removal.pod));
+            return Ok(());
+        }
+        Fitness::SmallQueues if waited(mqc, removal, (ctx.clock)()) >= wait => outcome.did(
+            Reason::SmallQueueWait,
+            format!("{} {FEW_REPLICAS}; rollout.smallQueueWaitSeconds ({}) are over", removal.pod, wait.as_secs()),
+        ),
+        Fitness::SmallQueues => {
+            let message = format!("{} {FEW_REPLICAS}; it goes after {} s", removal.pod, wait.as_secs());
+            outcome.hold(Reason::SmallQueueWait, message);
+            return Ok(());
+        }
     }
     match evict(&api, removal).await {
         Ok(_) => outcome.did(Reason::MemberRestarted, format!("{} is restarted: {}", removal.pod, removal.cause)),
@@ -75,45 +91,78 @@ fn broker_runs(pod: &Pod) -> bool {
     })
 }
 
-/// Asks everybody again, then empties the member of leaders. None means: it can go.
-async fn unfit_to_lose(
+/// Can the cluster do without a member for a while?
+enum Fitness {
+    Dispensable,
+    /// No; the text says why.
+    Needed(String),
+    /// Some queues cannot, and it will not get better: they have too few replicas.
+    SmallQueues,
+}
+
+/// Asks everybody again, then empties the member of leaders.
+async fn fitness(
     ctx: &Context,
     mqc: &MessageQueueCluster,
     observed: &Observed,
     removal: &Removal,
-) -> Result<Option<String>, Error> {
-    let now = (ctx.clock)();
-    let fresh = ask_again(ctx, mqc, observed, now).await?;
+) -> Result<Fitness, Error> {
+    let fresh = ask_again(ctx, mqc, observed, (ctx.clock)()).await?;
     let members: Vec<u32> = fresh.members.keys().copied().collect();
     if let Some(why) = others_unfit(&mqc.names(), &members, &fresh, removal.member) {
-        return Ok(Some(why));
+        return Ok(Fitness::Needed(why));
     }
     let blank = fresh.health().all(|(_, h)| h.cluster_id.is_none());
-    let others = members.iter().any(|n| *n != removal.member);
-    if blank || !others {
-        return Ok(None);
+    if blank || members.iter().all(|n| *n == removal.member) {
+        return Ok(Fitness::Dispensable);
     }
-    let Some(member) = fresh.members.get(&removal.member) else { return Ok(None) };
+    let small = match few_voters(ctx, &fresh, &removal.pod).await {
+        Ok(small) => small,
+        Err(why) => return Ok(Fitness::Needed(why)),
+    };
+    let over = waited(mqc, removal, (ctx.clock)()) >= mqc.spec.rollout.small_queue_wait();
+    if small && !over {
+        return Ok(Fitness::SmallQueues);
+    }
+    let Some(member) = fresh.members.get(&removal.member) else { return Ok(Fitness::Dispensable) };
     if member.pod.as_ref().is_none_or(|pod| !pod.running) {
-        return Ok(None);
+        return Ok(if small { Fitness::SmallQueues } else { Fitness::Dispensable });
     }
-    let Some(door) = &member.door else { return Ok(Some("its broker cannot be asked yet".into())) };
-    Ok(match ctx.brokers.drain_leaders(door, DRAIN_DEADLINE).await {
-        Ok(0) => None,
-        Ok(_) if waited_long_enough(mqc, removal, now) => None,
-        Ok(_) => Some(format!(
-            "it leads queues that no other member has a replica of; it goes after {} s",
-            SMALL_QUEUE_WAIT.as_secs()
-        )),
-        Err(error) => Some(error.to_string()),
+    let Some(door) = &member.door else { return Ok(Fitness::Needed("its broker cannot be asked yet".into())) };
+    Ok(match ctx.brokers.drain_leaders(door, mqc.spec.rollout.drain_deadline()).await {
+        Ok(0) if !small => Fitness::Dispensable,
+        Ok(_) => Fitness::SmallQueues,
+        Err(error) => Fitness::Needed(error.to_string()),
     })
 }
 
-/// How long it is held back is in the status: it survives the operator.
-fn waited_long_enough(mqc: &MessageQueueCluster, removal: &Removal, now: Timestamp) -> bool {
+/// Are there groups that never have enough voters without this member, however far the others are? The error says which
+/// group has not enough just now, or who does not say.
+async fn few_voters(ctx: &Context, fresh: &Observed, pod: &str) -> Result<bool, String> {
+    let doors = fresh.members.values().filter_map(|m| m.door.as_ref());
+    let mut small = false;
+    for answer in join_all(doors.map(|door| ctx.brokers.groups(door))).await {
+        for group in answer.map_err(|error| error.to_string())? {
+            match group.without(pod) {
+                Without::Enough => {}
+                Without::TooFewVoters => small = true,
+                Without::TooFewInSync { left, needed } => {
+                    return Err(format!(
+                        "group {} would have {left} of the {needed} caught-up voters it needs",
+                        group.id
+                    ));
+                }
+            }
+        }
+    }
+    Ok(small)
+}
+
+/// Since when it is held back for small queues is in the status: it survives the operator.
+fn waited(mqc: &MessageQueueCluster, removal: &Removal, now: Timestamp) -> Duration {
     let status = mqc.status_or_default();
-    let prefix = format!("{} stays for now: it leads", removal.pod);
+    let prefix = format!("{} {FEW_REPLICAS}", removal.pod);
     let held = status.decisions.iter().find(|d| d.outcome == DecisionOutcome::Held && d.message.starts_with(&prefix));
     let since = held.and_then(|d| d.since.parse::<Timestamp>().ok());
-    since.is_some_and(|since| now.duration_since(since).unsigned_abs() >= SMALL_QUEUE_WAIT)
+    since.map_or(Duration::ZERO, |since| now.duration_since(since).unsigned_abs())
 }

@@ -16,11 +16,11 @@ use super::{
     apply::Outcome,
     observe::{MemberFacts, Observed},
     plan::{Latch, Plan},
-    validate::{Blocker, Validation},
+    validate::{Blocker, ValidatedCluster, Validation},
 };
 use crate::api::v1alpha1::{
     Binding, ConditionType, Decision, FailoverStatus, MemberStatus, MessageQueueCluster, MessageQueueClusterStatus,
-    Outcome as DecisionOutcome, QuorumStatus, Reason, STATUS_MANAGER,
+    Outcome as DecisionOutcome, QuorumStatus, Reason, ReplicationStatus, STATUS_MANAGER,
 };
 
 pub mod conditions;
@@ -48,6 +48,9 @@ pub async fn report(
     let (done, written) = ctx.remembered(&uid, |memory| {
         let new = outcome.done.iter().map(|b| decision(DecisionOutcome::Done, b, now.to_string()));
         memory.unwritten.extend(new);
+        // Writes may fail for long; what would not fit into the status is not kept for it.
+        let surplus = memory.unwritten.len().saturating_sub(MAX_DECISIONS);
+        memory.unwritten.drain(..surplus);
         (memory.unwritten.clone(), memory.status_written)
     });
     let before = mqc.status_or_default();
@@ -93,6 +96,7 @@ fn is_urgent(before: &MessageQueueClusterStatus, after: &MessageQueueClusterStat
     let differs = |type_| before.is(type_) != after.is(type_);
     before.cluster_id != after.cluster_id
         || before.founder != after.founder
+        || before.replication != after.replication
         || joined(before) != joined(after)
         || before.binding != after.binding
         || before.observed_generation != after.observed_generation
@@ -116,6 +120,7 @@ pub fn next(
     done: &[Decision],
     now: Timestamp,
 ) -> MessageQueueClusterStatus {
+    let observed = &observed.forgiving();
     let mut status = mqc.status_or_default();
     let cluster = validation.cluster.as_ref();
     status.observed_generation = mqc.metadata.generation;
@@ -139,6 +144,7 @@ pub fn next(
         let member = |n: &u32| member_status(cluster.names.pod(*n), observed.members.get(n), id, &former);
         status.members = cluster.members.iter().map(member).collect();
     }
+    status.replication = replication(&status, cluster, plan, outcome);
     let ready = status.members.iter().filter(|m| m.ready).count();
     status.ready_members = Some(format!("{ready}/{}", status.member_count));
     status.quorum = Some(quorum(observed));
@@ -183,6 +189,22 @@ fn member_status(name: String, facts: Option<&MemberFacts>, id: Option<&str>, fo
             .filter(|(_, all)| *all > 0)
             .map(|(used, all)| (u128::from(used) * 100 / u128::from(all)) as i32),
     }
+}
+
+/// The factor is recorded with the identity, before any broker hears of either.
+fn replication(
+    before: &MessageQueueClusterStatus,
+    cluster: Option<&ValidatedCluster>,
+    plan: &Plan,
+    outcome: &Outcome,
+) -> Option<ReplicationStatus> {
+    let mut replication = before.replication.unwrap_or_default();
+    let is_new = matches!(plan.latch, Latch::Record { adopted: false, .. }) && joined(before) == 0;
+    if let (true, true, Some(cluster)) = (outcome.applied, is_new, cluster) {
+        replication.factor = Some(cluster.replication_factor);
+    }
+    replication.min_in_sync_replicas = outcome.told_min_in_sync.or(replication.min_in_sync_replicas);
+    Some(replication).filter(|r| *r != ReplicationStatus::default())
 }
 
 fn quorum(observed: &Observed) -> QuorumStatus {
@@ -258,12 +280,14 @@ fn events(before: &MessageQueueClusterStatus, after: &MessageQueueClusterStatus)
     }
     for type_ in [ConditionType::Degraded, ConditionType::Stalled] {
         let Some(now) = after.condition(type_).filter(|c| c.status == "True") else { continue };
-        let said = events.iter().any(|e: &Event| e.reason == now.reason);
+        let said =
+            events.iter().any(|e: &Event| e.reason == now.reason) || now.reason == Reason::MemberLost.to_string();
         let changed = before.condition(type_).is_none_or(|f| f.status != now.status || f.reason != now.reason);
         if changed && !said {
             events.push(event(EventType::Warning, &now.reason, &now.message));
         }
     }
+    events.extend(newly_held(before, after));
     let last = |status: &MessageQueueClusterStatus| status.failovers.clone().unwrap_or_default();
     let (old, new) = (last(before), last(after));
     if let (true, Some(ms)) = (new.last_at.is_some() && old.last_at != new.last_at, new.last_duration_ms) {
@@ -271,6 +295,14 @@ fn events(before: &MessageQueueClusterStatus, after: &MessageQueueClusterStatus)
         events.push(event(EventType::Normal, &Reason::FailedOver.to_string(), &note));
     }
     events
+}
+
+/// What is held back for reasons that a person should hear of, once.
+fn newly_held(before: &MessageQueueClusterStatus, after: &MessageQueueClusterStatus) -> Vec<Event> {
+    let told = [Reason::MemberLost, Reason::SmallQueueWait, Reason::FactorFixedAtFounding].map(|r| r.to_string());
+    let known = |d: &Decision| before.decisions.iter().any(|b| b.outcome == d.outcome && b.message == d.message);
+    let held = after.decisions.iter().filter(|d| d.outcome == DecisionOutcome::Held && told.contains(&d.reason));
+    held.filter(|d| !known(d)).map(|d| event(EventType::Warning, &d.reason, &d.message)).collect()
 }
 
 fn event(type_: EventType, reason: &str, note: &str) -> Event {

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::api::v1alpha1::{
     DeletionPolicy, HealthSpec, ImagePullPolicy, ListenersSpec, MessageQueueCluster, Names, Reason, ResourcesSpec,
-    WhenUnsatisfiable,
+    WhenUnsatisfiable, default_factor,
 };
 
 /// What the later steps work from.
@@ -44,7 +44,12 @@ pub struct ValidatedCluster {
     pub owner: Option<OwnerReference>,
     /// The numbers of all members: those that exist, and those that the spec adds.
     pub members: Vec<u32>,
+    /// Replicas of a queue that does not say: what the brokers were given at bootstrap.
     pub replication_factor: i32,
+    /// Is that less than is usual for so many members, because the cluster was founded with fewer?
+    pub outgrew_factor: bool,
+    /// Copies that a confirm waits for; 0 is a majority.
+    pub min_in_sync_replicas: i32,
     pub storage_size: Quantity,
     pub storage_class: Option<String>,
     pub deletion_policy: DeletionPolicy,
@@ -53,6 +58,8 @@ pub struct ValidatedCluster {
     pub hibernate: bool,
     pub paused: bool,
     pub template: Template,
+    /// No template is written and no pod is removed: what members should be cannot be told, or must not be applied.
+    pub frozen: bool,
     zones: Vec<String>,
 }
 
@@ -127,21 +134,32 @@ pub fn hex_digest(text: &str) -> String {
 pub fn validate(mqc: &MessageQueueCluster, observed: &Observed, settings: &Settings) -> Validation {
     let mut blockers = Vec::new();
     let members = members(mqc, observed, &mut blockers);
-    let cluster = template(mqc, settings).and_then(|template| {
+    let is_running = observed.members.values().any(|m| m.stateful_set.is_some());
+    let mut frozen = authority_is_lost(mqc, observed, &mut blockers) && !mqc.spec.hibernate;
+    if let Err(blocker) = check_overrides(mqc) {
+        frozen = true;
+        blockers.push(blocker);
+    }
+    let unmade = blockers.iter().find(|b| b.reason == Reason::InvalidSpec && !is_running).cloned();
+    let cluster = unmade.map_or(Ok(()), Err).and_then(|()| {
         let storage_size = storage_size(mqc, observed, &mut blockers)?;
-        let factor = mqc.spec.replication_factor();
+        let factor = founding_factor(mqc);
         if factor as usize > members.len() {
             return Err(invalid(format!(
                 "replication.factor is {factor}, but there are {} members: raise members, or lower the factor to an odd number that is not above it",
                 members.len()
             )));
         }
+        let outgrew_factor = mqc.spec.replication.as_ref().and_then(|r| r.factor).is_none()
+            && factor < default_factor(members.len() as i32);
         Ok(ValidatedCluster {
             names: mqc.names(),
             authority_name: authority_name(mqc),
             owner: mqc.owner(),
             members,
             replication_factor: factor,
+            outgrew_factor,
+            min_in_sync_replicas: min_in_sync_replicas(mqc, factor, &mut blockers),
             storage_size,
             storage_class: mqc.spec.storage.storage_class_name.clone(),
             deletion_policy: mqc.spec.storage.deletion_policy,
@@ -149,11 +167,20 @@ pub fn validate(mqc: &MessageQueueCluster, observed: &Observed, settings: &Setti
             health: mqc.spec.health.clone(),
             hibernate: mqc.spec.hibernate,
             paused: mqc.spec.paused,
-            template,
+            template: template(mqc, settings),
+            frozen,
             zones: mqc.spec.placement.zones.clone(),
         })
     });
-    let cluster = cluster.map_err(|blocker| blockers.push(blocker)).ok();
+    let cluster = match cluster {
+        Ok(cluster) => Some(cluster),
+        Err(blocker) => {
+            if !blockers.contains(&blocker) {
+                blockers.push(blocker);
+            }
+            None
+        }
+    };
     if let Some(problem) = &observed.storage_class_problem {
         blockers.push(Blocker { reason: Reason::StorageClassMissing, message: problem.clone() });
     }
@@ -162,6 +189,36 @@ pub fn validate(mqc: &MessageQueueCluster, observed: &Observed, settings: &Setti
 
 fn invalid(message: String) -> Blocker {
     Blocker { reason: Reason::InvalidSpec, message }
+}
+
+/// The brokers are given it once, so what was recorded then counts.
+fn founding_factor(mqc: &MessageQueueCluster) -> i32 {
+    let recorded = mqc.status.as_ref().and_then(|s| s.replication.as_ref()?.factor);
+    recorded.unwrap_or_else(|| mqc.spec.replication_factor())
+}
+
+/// What is asked for, if the queues can have so many copies; else what the brokers have.
+fn min_in_sync_replicas(mqc: &MessageQueueCluster, factor: i32, blockers: &mut Vec<Blocker>) -> i32 {
+    let asked = mqc.spec.replication.as_ref().and_then(|r| r.min_in_sync_replicas).unwrap_or(0);
+    if asked <= factor {
+        return asked;
+    }
+    blockers.push(invalid(format!(
+        "replication.minInSyncReplicas is {asked}, but queues get {factor} replicas, so nothing could be confirmed: set it to {factor} or less"
+    )));
+    mqc.status.as_ref().and_then(|s| s.replication.as_ref()?.min_in_sync_replicas).unwrap_or(0)
+}
+
+fn authority_is_lost(mqc: &MessageQueueCluster, observed: &Observed, blockers: &mut Vec<Blocker>) -> bool {
+    let Some(why) = observed.authority_lost() else { return false };
+    blockers.push(Blocker {
+        reason: Reason::CertificatesInvalid,
+        message: format!(
+            "Secret {} {why}, and brokers run that trust the former authority: put the Secret back from a backup, or set hibernate: true, wait until no broker runs, and set it to false again; then an authority is made anew",
+            mqc.names().authority_secret()
+        ),
+    });
+    true
 }
 
 /// Numbers are never reused, and a member that exists stays: removing one needs its replicas moved first. It exists with
@@ -184,14 +241,18 @@ fn members(mqc: &MessageQueueCluster, observed: &Observed, blockers: &mut Vec<Bl
     (0..wanted.max(count)).collect()
 }
 
-fn template(mqc: &MessageQueueCluster, settings: &Settings) -> Result<Template, Blocker> {
+fn check_overrides(mqc: &MessageQueueCluster) -> Result<(), Blocker> {
+    let Some(overrides) = &mqc.spec.pod else { return Ok(()) };
+    serde_json::from_value::<PodTemplateSpec>(without_nulls(overrides)).map(|_| ()).map_err(|error| {
+        invalid(format!(
+            "pod is not a partial pod template: {error}; it may have metadata and spec, as in a Deployment's template"
+        ))
+    })
+}
+
+fn template(mqc: &MessageQueueCluster, settings: &Settings) -> Template {
     let spec = &mqc.spec;
-    if let Some(overrides) = &spec.pod {
-        serde_json::from_value::<PodTemplateSpec>(without_nulls(overrides)).map_err(|error| {
-            invalid(format!("pod is not a partial pod template: {error}; it may have metadata and spec, as in a Deployment's template"))
-        })?;
-    }
-    Ok(Template {
+    Template {
         image: image(mqc, settings),
         image_pull_policy: spec.image_pull_policy,
         image_pull_secrets: spec.image_pull_secrets.clone(),
@@ -201,7 +262,7 @@ fn template(mqc: &MessageQueueCluster, settings: &Settings) -> Result<Template, 
         amqp: spec.listeners.amqp.enabled,
         amqps: spec.listeners.amqps.enabled,
         overrides: spec.pod.clone(),
-    })
+    }
 }
 
 /// A founded cluster that names no image keeps the one it runs, so that a new operator restarts nothing.
@@ -347,6 +408,12 @@ mod tests {
         let cases = [
             (serde_json::json!({"members": 1, "replication": {"factor": 3}}), Reason::InvalidSpec, "raise members"),
             (serde_json::json!({"pod": {"spec": {"containers": 7}}}), Reason::InvalidSpec, "partial pod template"),
+            (serde_json::json!({"replication": {"minInSyncReplicas": 4}}), Reason::InvalidSpec, "set it to 3 or less"),
+            (
+                serde_json::json!({"members": 1, "replication": {"minInSyncReplicas": 2}}),
+                Reason::InvalidSpec,
+                "set it to 1 or less",
+            ),
             (serde_json::json!({"members": 3}), Reason::MembersNotRemovable, "set members to 5"),
             (
                 serde_json::json!({"members": 5, "storage": {"size": "1Gi"}}),
@@ -415,13 +482,33 @@ mod tests {
         assert_eq!(kept.template.image, "old:1");
     }
 
+    /// An operator that renders the same members from other hashes restarts every cluster when it is installed. A field
+    /// that is added to the template is left out of the hash while it has its default.
+    #[test]
+    fn what_members_are_rendered_from_has_the_hash_that_it_always_had() {
+        let plain = check(serde_json::json!({"image": "b:1"}), &Observed::default()).cluster.expect("valid");
+        let full = check(
+            serde_json::json!({
+                "image": "b:1", "imagePullPolicy": "Always", "imagePullSecrets": [{"name": "pull"}],
+                "placement": {"zones": ["a"], "whenUnsatisfiable": "ScheduleAnyway"},
+                "resources": {"limits": {"cpu": 2}}, "pod": {"spec": {"priorityClassName": "high"}},
+            }),
+            &Observed::default(),
+        );
+        let hashes = [plain.inputs(0, "leaf"), full.cluster.expect("valid").inputs(0, "leaf")];
+        assert_eq!(hashes, ["3d52023f3aa02915", "9c5474d97378189e"]);
+    }
+
     #[test]
     fn only_inputs_of_the_template_change_its_hash() {
         let base = check(serde_json::json!({}), &Observed::default()).cluster.expect("valid").inputs(0, "leaf");
         let same = [
             serde_json::json!({"members": 5}),
             serde_json::json!({"storage": {"size": "99Gi"}}),
-            serde_json::json!({"health": {"intervalSeconds": 9}}),
+            serde_json::json!({"health": {"intervalSeconds": 9, "failureThreshold": 4, "successThreshold": 2}}),
+            serde_json::json!({"health": {"replaceAfterSeconds": 60}}),
+            serde_json::json!({"rollout": {"smallQueueWaitSeconds": 1, "drainSeconds": 9}}),
+            serde_json::json!({"replication": {"factor": 1, "minInSyncReplicas": 1}}),
             serde_json::json!({"hibernate": true}),
         ];
         for spec in same {

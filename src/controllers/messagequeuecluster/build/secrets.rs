@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{
     super::{
         super::Error,
-        observe::{Observed, keyed_certificate, text},
+        observe::{Observed, text},
         plan::{LEAF_ANNOTATION, Latch, Leaf, NAMES_ANNOTATION, Plan, RENEW_ANNOTATION, certified},
         validate::ValidatedCluster,
     },
@@ -27,7 +27,8 @@ const PASSWORD_LENGTH: usize = 24;
 /// The secret parts of a cluster: those that exist, and fresh ones for those that do not.
 #[derive(Clone, Debug)]
 pub struct Secrets {
-    pub authority: KeyedCertificate,
+    /// None while brokers run that trust one that is lost.
+    pub authority: Option<KeyedCertificate>,
     pub user: Credentials,
     /// None keeps the Secret as it is.
     fresh_leaf: Option<certificates::Leaf>,
@@ -35,16 +36,17 @@ pub struct Secrets {
 
 /// Keeps what there is, makes what is missing.
 pub fn settle(cluster: &ValidatedCluster, observed: &Observed, plan: &Plan, now: Timestamp) -> Result<Secrets, Error> {
-    let authority = match observed.secrets.authority.as_ref().and_then(keyed_certificate) {
-        Some(authority) => authority,
-        None => certificates::new_authority(&cluster.authority_name, now)?,
+    let authority = match observed.secrets.usable_authority() {
+        _ if observed.authority_lost().is_some() => None,
+        Some(authority) => Some(authority),
+        None => Some(certificates::new_authority(&cluster.authority_name, now)?),
     };
-    let fresh_leaf = match plan.leaf {
-        Leaf::Keep { .. } => None,
-        Leaf::Issue { .. } => {
+    let fresh_leaf = match (&plan.leaf, &authority) {
+        (Leaf::Issue { .. }, Some(authority)) => {
             let sans = cluster.certificate_names();
-            Some(certificates::new_leaf(&authority, &cluster.authority_name, &cluster.names.cluster, &sans, now)?)
+            Some(certificates::new_leaf(authority, &cluster.authority_name, &cluster.names.cluster, &sans, now)?)
         }
+        _ => None,
     };
     let existing = observed.secrets.user.as_ref();
     let field = |key: &str| existing.and_then(|secret| text(secret, key)).filter(|value| !value.is_empty());
@@ -62,34 +64,38 @@ fn fresh_password() -> String {
 impl Secrets {
     /// The Secrets to apply. A kept leaf is not written again: the one in place is the truth.
     pub fn objects(&self, cluster: &ValidatedCluster, plan: &Plan) -> Vec<Object> {
-        let names = &cluster.names;
-        let authority = secret(
-            cluster,
-            names.authority_secret(),
-            "kubernetes.io/tls",
-            [("tls.crt", self.authority.certificate.clone()), ("tls.key", self.authority.key.clone())],
-        );
-        let mut objects = vec![authority, self.connection(cluster)];
-        objects.extend(self.fresh_leaf.as_ref().map(|leaf| self.leaf(cluster, plan, leaf)));
+        let mut objects = Vec::new();
+        if let Some(authority) = &self.authority {
+            let data = [("tls.crt", authority.certificate.clone()), ("tls.key", authority.key.clone())];
+            objects.push(secret(cluster, cluster.names.authority_secret(), "kubernetes.io/tls", data));
+            objects.push(self.connection(cluster, authority));
+            objects.extend(self.fresh_leaf.as_ref().map(|leaf| self.leaf(cluster, plan, authority, leaf)));
+        }
         objects.extend(identity(cluster, &plan.latch));
         objects
     }
 
-    fn leaf(&self, cluster: &ValidatedCluster, plan: &Plan, leaf: &certificates::Leaf) -> Object {
+    fn leaf(
+        &self,
+        cluster: &ValidatedCluster,
+        plan: &Plan,
+        authority: &KeyedCertificate,
+        leaf: &certificates::Leaf,
+    ) -> Object {
         let data = [
-            ("ca.crt", self.authority.certificate.clone()),
+            ("ca.crt", authority.certificate.clone()),
             ("tls.crt", leaf.pair.certificate.clone()),
             ("tls.key", leaf.pair.key.clone()),
         ];
         secret(cluster, cluster.names.tls_secret(), "kubernetes.io/tls", data).annotated(json!({
             LEAF_ANNOTATION: plan.leaf.id(),
             RENEW_ANNOTATION: leaf.renew_after.to_string(),
-            NAMES_ANNOTATION: certified(cluster, &self.authority.certificate),
+            NAMES_ANNOTATION: certified(cluster, &authority.certificate),
         }))
     }
 
     /// What clients connect with, as servicebinding.io lays it out.
-    fn connection(&self, cluster: &ValidatedCluster) -> Object {
+    fn connection(&self, cluster: &ValidatedCluster, authority: &KeyedCertificate) -> Object {
         let (host, port, scheme) = cluster.client_address();
         let Credentials { name, password } = &self.user;
         secret(
@@ -104,7 +110,7 @@ impl Secrets {
                 ("username", name.clone()),
                 ("password", password.clone()),
                 ("uri", format!("{scheme}://{}:{}@{host}:{port}", percent_encoded(name), percent_encoded(password))),
-                ("ca.crt", self.authority.certificate.clone()),
+                ("ca.crt", authority.certificate.clone()),
             ],
         )
     }

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::Arc,
+    time::Duration,
 };
 
 use futures::future::join_all;
@@ -13,7 +14,7 @@ use rustls::ClientConfig;
 
 use super::{
     super::super::{Context, Error},
-    MemberFacts, Observed, authority_name, keyed_certificate, pods,
+    MemberFacts, Observed, authority_name, pods,
 };
 use crate::{
     api::v1alpha1::{Decision, MessageQueueCluster},
@@ -24,8 +25,8 @@ use crate::{
 /// Kept between passes; losing it costs a little time, nothing else.
 #[derive(Default)]
 pub struct Memory {
-    /// Since when a broker has not answered, by its pod's UID: a new pod begins anew.
-    silent_since: BTreeMap<String, Timestamp>,
+    /// How brokers answered, by their pod's UID: a new pod begins anew.
+    answers: BTreeMap<String, Answers>,
     /// Since when a member has had no pod.
     podless_since: BTreeMap<u32, Timestamp>,
     /// When a pod was last drained of leaders and how many stayed, by UID.
@@ -38,6 +39,14 @@ pub struct Memory {
     client: Option<(KeyedCertificate, Timestamp, Arc<ClientConfig>)>,
 }
 
+/// How one broker answered so far.
+#[derive(Clone, Debug, Default)]
+struct Answers {
+    silent_since: Option<Timestamp>,
+    in_row: u32,
+    last: Option<Health>,
+}
+
 impl Memory {
     /// A pod was asked to hand its leaders away and kept `remaining`.
     pub fn drained(&mut self, pod_uid: &str, now: Timestamp, remaining: u64) {
@@ -45,10 +54,10 @@ impl Memory {
     }
 
     /// Notes what this pass saw, and gives the members' facts what earlier passes saw.
-    fn note(&mut self, members: &mut BTreeMap<u32, MemberFacts>, now: Timestamp) {
+    fn note(&mut self, members: &mut BTreeMap<u32, MemberFacts>, patience: Duration, now: Timestamp) {
         let uids: BTreeSet<&str> = members.values().filter_map(|m| Some(m.pod.as_ref()?.uid.as_str())).collect();
         self.kept_leaders.retain(|uid, _| uids.contains(uid.as_str()));
-        let mut silent = BTreeMap::new();
+        let mut answers = BTreeMap::new();
         let mut podless = BTreeMap::new();
         for (number, member) in members {
             let Some(pod) = &member.pod else {
@@ -58,14 +67,28 @@ impl Memory {
                 continue;
             };
             member.kept_leaders = self.kept_leaders.get(&pod.uid).copied();
-            if let Some(Err(error)) = &member.answer {
-                tracing::debug!(%error, "a broker does not say how it is");
-                let since = *self.silent_since.get(&pod.uid).unwrap_or(&now);
-                silent.insert(pod.uid.clone(), since);
-                member.silent_since = Some(since);
+            let Some(answer) = &member.answer else { continue };
+            let mut known = self.answers.remove(&pod.uid).unwrap_or_default();
+            match answer {
+                Ok(health) => {
+                    known = Answers {
+                        silent_since: None,
+                        in_row: known.in_row.saturating_add(1),
+                        last: Some(health.clone()),
+                    };
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "a broker does not say how it is");
+                    let since = *known.silent_since.get_or_insert(now);
+                    known.in_row = 0;
+                    let short = now.duration_since(since).unsigned_abs() < patience;
+                    member.recent = known.last.clone().filter(|_| short && pod.ready && !pod.going);
+                }
             }
+            (member.silent_since, member.answers_in_row) = (known.silent_since, known.in_row);
+            answers.insert(pod.uid.clone(), known);
         }
-        (self.silent_since, self.podless_since) = (silent, podless);
+        (self.answers, self.podless_since) = (answers, podless);
     }
 }
 
@@ -78,7 +101,8 @@ pub(super) async fn ask(
 ) -> Result<(), Error> {
     let tls = client_certificate(ctx, mqc, observed, now)?;
     ask_through(ctx, mqc, tls, &mut observed.members).await;
-    ctx.remembered(&mqc.uid().unwrap_or_default(), |memory| memory.note(&mut observed.members, now));
+    let patience = mqc.spec.health.patience();
+    ctx.remembered(&mqc.uid().unwrap_or_default(), |memory| memory.note(&mut observed.members, patience, now));
     Ok(())
 }
 
@@ -128,9 +152,15 @@ fn client_certificate(
     observed: &Observed,
     now: Timestamp,
 ) -> Result<Option<Arc<ClientConfig>>, Error> {
-    let Some(authority) = observed.secrets.authority.as_ref().and_then(keyed_certificate) else { return Ok(None) };
+    let authority = observed.secrets.usable_authority();
+    let lost = observed.authority_lost().is_some();
     let uid = mqc.uid().unwrap_or_default();
     ctx.remembered(&uid, |memory| {
+        // Brokers that run trust the former authority; what was signed by it serves until this process ends.
+        if let (true, Some((.., config))) = (lost, &memory.client) {
+            return Ok(Some(config.clone()));
+        }
+        let Some(authority) = authority else { return Ok(None) };
         if let Some((of, made, config)) = &memory.client
             && *of == authority
             && now.duration_since(*made).as_hours() < 24 * 200

@@ -1,13 +1,15 @@
 //! Tables: what is seen, and what is decided.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::OnceLock};
 
+use k8s_openapi::ByteString;
 use serde_json::{Value, json};
 
 use super::{super::observe::*, super::validate, *};
 use crate::{
     api::v1alpha1::Founder,
     broker_admin::{AdminError, GroupCounts, Health, KnownMember, MemberState},
+    certificates::{self, KeyedCertificate},
     controllers::Settings,
 };
 
@@ -110,11 +112,14 @@ fn secrets(mqc: &MessageQueueCluster) -> SecretFacts {
         )
         .expect("a Secret")
     };
-    let mut facts =
-        SecretFacts { authority: Some(secret(json!({"tls.crt": "Y2E="}), json!({}))), ..SecretFacts::default() };
+    static AUTHORITY: OnceLock<KeyedCertificate> = OnceLock::new();
+    let pair = AUTHORITY.get_or_init(|| certificates::new_authority("ns/demo", now()).expect("an authority"));
+    let text = |text: &str| json!(ByteString(text.as_bytes().to_vec()));
+    let authority = json!({ "tls.crt": text(&pair.certificate), "tls.key": text(&pair.key) });
+    let mut facts = SecretFacts { authority: Some(secret(authority, json!({}))), ..SecretFacts::default() };
     let authority = Observed { secrets: facts.clone(), ..Observed::default() };
     facts.tls = Some(secret(
-        json!({}),
+        json!({ "ca.crt": text(&pair.certificate) }),
         json!({
             LEAF_ANNOTATION: "leaf-1",
             RENEW_ANNOTATION: "2027-01-01T00:00:00Z",
@@ -224,9 +229,105 @@ fn a_silent_broker_gets_no_new_connections_until_it_answers() {
         let changes = decide(&mqc, &observed).serving;
         assert_eq!(changes.get("demo-1-0"), off.then_some(&false), "{silent_seconds} s");
     }
+    let mut mqc = mqc;
+    mqc.spec.health.success_threshold = 2;
     let mut observed = seen(&mqc, started);
     pod(&mut observed, 1).serving = false;
-    assert_eq!(decide(&mqc, &observed).serving, BTreeMap::from([("demo-1-0".into(), true)]));
+    for (answers, back) in [(1, false), (2, true)] {
+        member(&mut observed, 1).answers_in_row = answers;
+        assert_eq!(decide(&mqc, &observed).serving.get("demo-1-0"), back.then_some(&true), "{answers} answers");
+    }
+}
+
+#[test]
+fn a_lost_authority_is_not_replaced_while_a_pod_is_there_and_restarts_nobody() {
+    let mqc = founded();
+    let other = || certificates::new_authority("ns/demo", now()).expect("an authority");
+    type Loss = Box<dyn Fn(&mut Observed)>;
+    let table: [(&str, Loss); 3] = [
+        ("deleted", Box::new(|o| o.secrets.authority = None)),
+        ("unusable", Box::new(|o| data(&mut o.secrets.authority, "tls.key", "nonsense"))),
+        (
+            "another",
+            Box::new(move |o| {
+                let other = other();
+                data(&mut o.secrets.authority, "tls.crt", &other.certificate);
+                data(&mut o.secrets.authority, "tls.key", &other.key);
+            }),
+        ),
+    ];
+    for (what, lose) in &table {
+        let mut observed = seen(&mqc, started);
+        lose(&mut observed);
+        let plan = decide(&mqc, &observed);
+        assert_eq!(plan.leaf, Leaf::Keep { id: "leaf-1".into() }, "{what}");
+        assert!(plan.write.is_empty() && plan.removal.is_none() && plan.outdated.is_empty(), "{what}: {plan:?}");
+        // Once no pod is left, there is nobody to part from.
+        observed.members.values_mut().for_each(|m| (m.pod, m.answer) = (None, None));
+        assert!(matches!(decide(&mqc, &observed).leaf, Leaf::Issue { .. }), "{what}");
+    }
+}
+
+fn data(secret: &mut Option<k8s_openapi::api::core::v1::Secret>, key: &str, value: &str) {
+    let data = secret.as_mut().expect("a Secret").data.get_or_insert_default();
+    data.insert(key.into(), ByteString(value.as_bytes().to_vec()));
+}
+
+#[test]
+fn an_invalid_template_stops_nothing_but_what_depends_on_it() {
+    let (mut mqc, mut observed) = changed();
+    mqc.spec.pod = Some(json!({ "spec": { "containers": 7 } }));
+    pod(&mut observed, 0).node_going = true;
+    pod(&mut observed, 1).serving = false;
+    member(&mut observed, 1).answers_in_row = 1;
+    pod(&mut observed, 2).zone = Some("zone-9".into());
+    let plan = decide(&mqc, &observed);
+    assert!(!plan.hands_off && plan.write.is_empty() && plan.removal.is_none(), "{plan:?}");
+    assert_eq!((plan.drain, plan.serving.len(), plan.membership.is_some()), (vec![0], 1, true));
+}
+
+#[test]
+fn a_member_whose_node_is_unreachable_for_too_long_is_reported_and_left_alone() {
+    let mqc = founded();
+    let mut observed = seen(&mqc, started);
+    for (seconds, lost) in [(299, false), (300, true)] {
+        pod(&mut observed, 1).node_unreachable_since = Some(now() - jiff::SignedDuration::from_secs(seconds));
+        let plan = decide(&mqc, &observed);
+        let held = plan.held.iter().find(|b| b.reason == Reason::MemberLost);
+        assert_eq!(held.is_some_and(|b| b.message.contains("demo-1-0 is lost: its node n1")), lost, "{seconds} s");
+        assert!(plan.removal.is_none());
+    }
+}
+
+#[test]
+fn the_brokers_are_told_how_many_copies_confirms_wait_for_when_that_changes() {
+    let mut mqc = founded();
+    let observed = seen(&mqc, started);
+    let told = |mqc: &MessageQueueCluster| decide(mqc, &observed).set_min_in_sync;
+    assert_eq!(told(&mqc), Some(0), "an adopted cluster may have another figure");
+    let status = mqc.status.as_mut().expect("a status");
+    status.replication = serde_json::from_value(json!({ "factor": 3, "minInSyncReplicas": 0 })).ok();
+    assert_eq!(told(&mqc), None);
+    mqc.spec.replication = serde_json::from_value(json!({ "minInSyncReplicas": 2 })).ok();
+    assert_eq!(told(&mqc), Some(2));
+    mqc.spec.replication = serde_json::from_value(json!({ "minInSyncReplicas": 4 })).ok();
+    assert_eq!(told(&mqc), None, "refused: it stays as it is");
+}
+
+#[test]
+fn a_cluster_that_outgrew_its_factor_says_so() {
+    let mut mqc = founded();
+    let observed = seen(&mqc, started);
+    let said = |mqc: &MessageQueueCluster| {
+        decide(mqc, &observed).held.into_iter().find(|b| b.reason == Reason::FactorFixedAtFounding)
+    };
+    for (factor, told) in [(1, true), (3, false)] {
+        mqc.status.as_mut().expect("a status").replication = serde_json::from_value(json!({ "factor": factor })).ok();
+        assert_eq!(said(&mqc).is_some_and(|b| b.message.contains("replication.factor: 3")), told, "{factor}");
+    }
+    mqc.status.as_mut().expect("a status").replication = serde_json::from_value(json!({ "factor": 1 })).ok();
+    mqc.spec.replication = serde_json::from_value(json!({ "factor": 1 })).ok();
+    assert_eq!(said(&mqc), None, "it was asked for");
 }
 
 #[test]

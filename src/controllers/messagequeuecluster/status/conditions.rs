@@ -97,6 +97,9 @@ fn not_ready(p: &Picture<'_>) -> Option<(Reason, String)> {
     if let Latch::Foreign(why) = &p.plan.latch {
         return Some((Reason::ForeignDisk, why.clone()));
     }
+    if let Some(invalid) = p.blockers.iter().find(|b| b.reason == Reason::InvalidSpec) {
+        return Some((invalid.reason, invalid.message.clone()));
+    }
     let missing = match cluster.hibernate {
         true => still_running(p),
         false => incomplete(p, cluster),
@@ -307,6 +310,9 @@ fn attention(p: &Picture<'_>) -> Option<(Reason, String)> {
             format!("{quarantined} replicas are set aside; the brokers' logs say why"),
         ));
     }
+    if let Some(lost) = p.plan.held.iter().find(|b| b.reason == Reason::MemberLost) {
+        return Some((lost.reason, lost.message.clone()));
+    }
     let unready = unready(p, cluster);
     if !unready.is_empty() {
         return Some((Reason::MembersNotReady, format!("not ready: {}", unready.join(", "))));
@@ -332,7 +338,10 @@ pub fn stalled(p: &Picture<'_>) -> Option<Verdict> {
         (Latch::DataLost(why), _) => verdict(Reason::DataLost, why),
         (Latch::Foreign(why), _) => verdict(Reason::ForeignDisk, why),
         (_, None) => p.blockers.first().and_then(|b| verdict(b.reason, &b.message)),
-        _ => None,
+        // The cluster goes on as it was, and so does everything but what the spec gets wrong.
+        (_, Some(_)) => {
+            p.blockers.iter().find(|b| b.reason == Reason::InvalidSpec).and_then(|b| verdict(b.reason, &b.message))
+        }
     }
 }
 
@@ -357,6 +366,9 @@ pub fn zone_fault_tolerant(p: &Picture<'_>) -> Verdict {
             Reason::TooFewMembers,
             format!("{count} members outlive no loss of a majority's zone: set members to 3 or more"),
         );
+    }
+    if let Some(outgrown) = p.plan.held.iter().find(|b| b.reason == Reason::FactorFixedAtFounding) {
+        return no(outgrown.reason, outgrown.message.clone());
     }
     let answers: Vec<_> = p.observed.health().collect();
     if answers.is_empty() || !p.was_founded {

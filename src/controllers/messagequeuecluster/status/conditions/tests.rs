@@ -61,6 +61,7 @@ impl Scene {
                 grow: Default::default(),
                 membership: None,
                 set_user: false,
+                set_min_in_sync: None,
                 held: vec![],
                 next: Duration::from_secs(5),
             },
@@ -195,6 +196,11 @@ fn ready_names_the_first_thing_that_is_missing() {
             (False, Reason::InvalidSpec),
         ),
         (
+            "an invalid change to what runs",
+            Scene::healthy().with(|s| s.blockers = vec![blocker(Reason::InvalidSpec)]),
+            (False, Reason::InvalidSpec),
+        ),
+        (
             "data lost",
             Scene::healthy().with(|s| s.plan.latch = Latch::DataLost("gone".into())),
             (False, Reason::DataLost),
@@ -279,6 +285,19 @@ fn degraded_is_true_for_whatever_needs_attention() {
             Scene::healthy().with(|s| s.pod(1).waiting = Some(("CrashLoopBackOff".into(), String::new()))),
             (True, Reason::BrokerCrashing),
         ),
+        (
+            "a lost member",
+            Scene::healthy().with(|s| {
+                s.silence(1);
+                s.plan.held = vec![blocker(Reason::MemberLost)];
+            }),
+            (True, Reason::MemberLost),
+        ),
+        (
+            "being founded",
+            Scene::healthy().with(starting).with(|s| s.plan.latch = Latch::Found { cluster_id: "c".into(), member: 0 }),
+            (False, Reason::Healthy),
+        ),
         ("rolling as planned", Scene::healthy().with(|s| s.plan.outdated = [1].into()), (False, Reason::Healthy)),
     ];
     for (what, scene, expected) in table {
@@ -327,6 +346,11 @@ fn zone_fault_tolerance_needs_members_zones_and_every_brokers_word() {
             Scene::healthy().with(|s| s.answer(2).zone_fault_tolerant = false),
             (False, Reason::ReplicasNotSpread),
         ),
+        (
+            "founded too small",
+            Scene::healthy().with(|s| s.plan.held = vec![blocker(Reason::FactorFixedAtFounding)]),
+            (False, Reason::FactorFixedAtFounding),
+        ),
         ("a broker is silent", Scene::healthy().with(|s| s.silence(2)), (False, Reason::NoAnswer)),
         ("new", Scene::healthy().with(starting), (Unknown, Reason::NoAnswer)),
     ];
@@ -351,6 +375,9 @@ fn reconciling_and_stalled_are_present_only_while_true_and_never_together() {
         s.blockers = vec![blocker(Reason::InvalidSpec)];
     });
     assert_eq!(present(&invalid), (None, Some(Reason::InvalidSpec)));
+    let serving = Scene::healthy().with(|s| s.blockers = vec![blocker(Reason::InvalidSpec)]);
+    assert_eq!(present(&serving), (None, Some(Reason::InvalidSpec)));
+    assert_eq!(available(&serving.picture()).status, Truth::True);
 }
 
 #[test]

@@ -25,6 +25,7 @@ struct State {
     writes: Vec<String>,
     refusals: Vec<Refusal>,
     meanwhile: Vec<Meanwhile>,
+    events: Vec<String>,
     version: u64,
 }
 
@@ -104,6 +105,11 @@ impl FakeApi {
         std::mem::take(&mut self.lock().writes)
     }
 
+    /// The reasons of all Events that were published.
+    pub fn events(&self) -> Vec<String> {
+        self.lock().events.clone()
+    }
+
     pub fn get(&self, path: &str) -> Option<Value> {
         self.lock().objects.get(path).cloned()
     }
@@ -155,6 +161,9 @@ impl FakeApi {
         }
         if method != Method::GET && !path.contains("/events") {
             state.writes.push(format!("{method} {path}"));
+        }
+        if *method == Method::POST && path.contains("/events") {
+            state.events.extend(body["reason"].as_str().map(str::to_owned));
         }
         let refusal =
             state.refusals.iter_mut().find(|r| r.times > 0 && r.method == *method && path.contains(&r.path_part));
