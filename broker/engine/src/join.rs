@@ -11,6 +11,7 @@ use holdfast_replica::{GroupBirth, Host, HostConfig, MembershipChange, group_key
 use crate::identity::{MemberUuid, Membership};
 use crate::member::Member;
 use crate::peer_message::{Invite, PeerMessage};
+use crate::peers::Peer;
 use crate::requests::Waiter;
 use crate::seam::{LinkId, Output, Severity};
 
@@ -176,8 +177,9 @@ impl<R: EntryReader> Member<R> {
     /// The answer to the registration; a run that was declared over already begins anew.
     pub(crate) fn boot_registered(&mut self, boot: BootId, reply: MetaReply) {
         if boot == self.boot && matches!(reply, MetaReply::Refused { .. }) {
-            self.declared_dead();
+            return self.declared_dead();
         }
+        self.lease.hurry();
     }
 
     /// The others have given this run up: its sessions and transient queues are gone for them, so they end here too, and
@@ -190,6 +192,9 @@ impl<R: EntryReader> Member<R> {
         self.streams.clear();
         self.meta_stream = Default::default();
         self.early_meta_effects.clear();
+        // What this run asked of the metadata may not have arrived.
+        self.ending.clear();
+        self.admitting.clear();
         self.drop_transient();
         self.boot_asked = None;
         if let Some((leader, term)) = self.leaderships.announced.get(&GroupId::META).copied() {
@@ -308,22 +313,25 @@ impl<R: EntryReader> Member<R> {
         }
     }
 
+    /// Declares runs over that were not heard for long. It is the run that counts, not the member: a member that was
+    /// started again and cannot register its new run still heartbeats, while nothing of the last one is there any more.
     fn end_silent_runs(&mut self) {
-        let (now, me, since) = (self.now, self.me(), self.leads_metadata_since);
+        let (now, me) = (self.now, self.me());
         let Some(meta) = self.metadata() else { return };
-        let silent: Vec<BootId> = meta
-            .members()
-            .filter(|(member, _)| *member != me)
-            .filter_map(|(member, info)| {
-                let heard = self.peers.get(member).map_or(since, |peer| peer.last_heard().max(since));
-                info.boot.filter(|_| now.since(heard) >= ENDED_AFTER)
-            })
-            .filter(|boot| !self.ending.contains(boot))
-            .collect();
-        for boot in silent {
-            self.ending.insert(boot);
-            self.event(Severity::Warning, format!("run {boot} was not heard of for 10 s: it is declared over"));
-            self.ask_metadata(MetaCommand::BootEnded { boot }, Waiter::Nobody);
+        let runs = meta.members().filter_map(|(member, info)| Some((member, info.boot?)));
+        let runs: Vec<(MemberId, BootId)> = runs.filter(|(member, _)| *member != me).collect();
+        self.runs_heard.retain(|member, _| runs.iter().any(|(other, _)| other == member));
+        for (member, boot) in runs {
+            let heard = self.peers.get(member).filter(|peer| peer.boot == boot).map(Peer::last_heard);
+            let run = self.runs_heard.entry(member).or_insert((boot, now));
+            if run.0 != boot {
+                *run = (boot, now);
+            }
+            run.1 = heard.map_or(run.1, |heard| heard.max(run.1));
+            if now.since(run.1) >= ENDED_AFTER && self.ending.insert(boot) {
+                self.event(Severity::Warning, format!("run {boot} was not heard of for 10 s: it is declared over"));
+                self.ask_metadata(MetaCommand::BootEnded { boot }, Waiter::Nobody);
+            }
         }
     }
 }

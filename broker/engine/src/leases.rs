@@ -5,7 +5,10 @@
 //! committed anything by the time the request was sent. The member counts the lease from when it sent the request, the
 //! leader from when it granted, so the member's own end always comes first on clocks that run at nearly the same rate.
 //!
-//! A change to routing (declare, bind, delete) is answered once every member with a live lease has applied it. A new
+//! A change to routing (declare, bind, delete) is answered once every member with a live lease has applied it. A grant
+//! names the commit index at that time and is of no use before that much is applied, so a change at or below it waits
+//! for nobody who has only that grant: a member that applies nothing delays a change by one lease at most. Such a member
+//! gets no further grant either, until it has applied what the last one named: then it delays nothing at all. A new
 //! leader does not know what its predecessor granted, so for one lease it treats every member as a holder.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -78,8 +81,30 @@ pub(crate) struct Granter {
     /// Requests that the running round proves, and those that came later and wait for the next round.
     proving: Vec<(MemberId, u64)>,
     queued: Vec<(MemberId, u64)>,
-    holders: BTreeMap<MemberId, Instant>,
+    holders: BTreeMap<MemberId, Grants>,
     applied: BTreeMap<MemberId, u64>,
+}
+
+/// What one member was granted.
+#[derive(Debug, Default)]
+struct Grants {
+    /// The end of each lease, and the commit index that it named; the newest last.
+    live: Vec<(Instant, u64)>,
+    /// The commit index that the newest one named, whether it lives or not.
+    newest: u64,
+}
+
+impl Grants {
+    fn add(&mut self, commit: u64, now: Instant) {
+        self.live.retain(|(until, _)| now < *until);
+        self.live.push((now + LEASE + MARGIN, commit));
+        self.newest = commit;
+    }
+
+    /// True if one of them may be used by a member that has not applied `index`.
+    fn count_against(&self, index: u64, now: Instant) -> bool {
+        self.live.iter().any(|(until, commit)| now < *until && *commit < index)
+    }
 }
 
 impl Granter {
@@ -92,9 +117,12 @@ impl Granter {
         self.term
     }
 
-    /// A member asks for a lease and says what it has applied.
+    /// A member asks for a lease and says what it has applied. One that could not use its last grant yet gets no other.
     pub(crate) fn request(&mut self, from: MemberId, round: u64, applied: u64) {
         self.report_applied(from, applied);
+        if self.holders.get(&from).is_some_and(|grants| self.applied[&from] < grants.newest) {
+            return;
+        }
         self.queued.retain(|(member, _)| *member != from);
         self.queued.push((from, round));
     }
@@ -123,13 +151,15 @@ impl Granter {
         Some(self.probe_round)
     }
 
-    /// A voter says which term it is in. Returns the requests that are now granted.
+    /// A voter says which term it is in; `commit` is group 0's commit index here. Returns the requests that are now
+    /// granted, each to be told that index.
     pub(crate) fn acknowledged(
         &mut self,
         from: MemberId,
         round: u64,
         term: u64,
         voters: &[MemberId],
+        commit: u64,
         now: Instant,
     ) -> Vec<(MemberId, u64)> {
         if !self.probing || round != self.probe_round || term != self.term || !voters.contains(&from) {
@@ -142,15 +172,17 @@ impl Granter {
         self.probing = false;
         let granted = std::mem::take(&mut self.proving);
         for (member, _) in &granted {
-            self.holders.insert(*member, now + LEASE + MARGIN);
+            self.holders.entry(*member).or_default().add(commit, now);
         }
         granted
     }
 
-    /// True when every one of `members` has applied `index` or can hold no lease. A removed member does not matter.
+    /// True when every one of `members` has applied `index` or can hold no lease that is of use without it. A removed
+    /// member does not matter.
     pub(crate) fn visible_everywhere(&self, index: u64, members: impl Iterator<Item = MemberId>, now: Instant) -> bool {
         members.into_iter().all(|member| {
-            let holds = now < self.inherited_until || self.holders.get(&member).is_some_and(|until| now < *until);
+            let granted = self.holders.get(&member).is_some_and(|grants| grants.count_against(index, now));
+            let holds = now < self.inherited_until || granted;
             !holds || self.applied.get(&member).is_some_and(|applied| *applied >= index)
         })
     }
@@ -184,9 +216,9 @@ mod tests {
         granter.request(MemberId(2), 1, 10);
         let round = granter.begin_round(now).expect("a request waits");
         granter.request(MemberId(3), 1, 10);
-        assert!(granter.acknowledged(MemberId(1), round, 4, &VOTERS, now).is_empty());
-        assert!(granter.acknowledged(MemberId(2), round, 5, &VOTERS, now).is_empty(), "it follows another term");
-        let granted = granter.acknowledged(MemberId(2), round, 4, &VOTERS, now);
+        assert!(granter.acknowledged(MemberId(1), round, 4, &VOTERS, 10, now).is_empty());
+        assert!(granter.acknowledged(MemberId(2), round, 5, &VOTERS, 10, now).is_empty(), "it follows another term");
+        let granted = granter.acknowledged(MemberId(2), round, 4, &VOTERS, 10, now);
         assert_eq!(granted, [(MemberId(2), 1)], "the request of member 3 came after the round began");
         assert!(granter.begin_round(now).is_some());
     }
@@ -204,11 +236,38 @@ mod tests {
         granter.request(MemberId(3), 1, 4);
         let now = Instant(4_000_000);
         let round = granter.begin_round(now).expect("a request waits");
-        granter.acknowledged(MemberId(1), round, 1, &VOTERS, now);
-        granter.acknowledged(MemberId(2), round, 1, &VOTERS, now);
+        granter.acknowledged(MemberId(1), round, 1, &VOTERS, 4, now);
+        granter.acknowledged(MemberId(2), round, 1, &VOTERS, 4, now);
         assert!(!visible(&granter, now));
         assert!(visible(&granter, now + LEASE + MARGIN));
         granter.report_applied(MemberId(3), 5);
         assert!(visible(&granter, now));
+    }
+
+    /// Member 3 asks at `now` and is granted a lease if it may have one.
+    fn grant(granter: &mut Granter, applied: u64, commit: u64, now: Instant) -> bool {
+        granter.request(MemberId(3), 1, applied);
+        let Some(round) = granter.begin_round(now) else { return false };
+        granter.acknowledged(MemberId(1), round, 1, &VOTERS, commit, now);
+        !granter.acknowledged(MemberId(2), round, 1, &VOTERS, commit, now).is_empty()
+    }
+
+    #[test]
+    fn a_member_that_applies_nothing_holds_changes_back_for_one_lease_and_is_granted_no_other() {
+        let mut granter = Granter::default();
+        granter.lead(1, Instant(0));
+        for member in [1, 2] {
+            granter.report_applied(MemberId(member), 100);
+        }
+        let mut now = Instant(4_000_000);
+        assert!(grant(&mut granter, 4, 6, now));
+        assert!(granter.visible_everywhere(6, VOTERS.into_iter(), now), "the lease counts only once 6 is applied");
+        assert!(!granter.visible_everywhere(7, VOTERS.into_iter(), now));
+        for _ in 0..20 {
+            now = now + REQUEST_EVERY;
+            assert!(!grant(&mut granter, 4, 7, now), "it has no use for the lease that it has");
+        }
+        assert!(granter.visible_everywhere(7, VOTERS.into_iter(), now));
+        assert!(grant(&mut granter, 6, 7, now), "it goes on");
     }
 }

@@ -251,7 +251,7 @@ impl<R: EntryReader> Member<R> {
             }
             PeerMessage::QueueEffect { group, effect } => self.home_effect(group, effect),
             PeerMessage::MetaEffect { effect, index } => self.metadata_effect(effect, index),
-            PeerMessage::LeaseRequest { round, applied } => self.lease_request(from, round, applied),
+            PeerMessage::LeaseRequest { round, applied, boot } => self.lease_request(from, round, applied, boot),
             PeerMessage::LeaseProbe { round } => self.lease_probe(from, round),
             PeerMessage::LeaseProbeAck { round, term } => self.lease_probe_ack(from, round, term),
             PeerMessage::LeaseGrant { round, commit } => self.lease.granted(round, commit),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use holdfast_journal::{Batch, BatchId, EntryReader, Recovered, Space, Upkeep};
 use holdfast_queue::AnyMachine;
-use holdfast_queue::ids::{BootId, GroupId};
+use holdfast_queue::ids::{BootId, GroupId, MemberId};
 use holdfast_queue::meta::MetaEffect;
 use holdfast_queue::time::{Duration, Instant};
 use holdfast_replica::{Host, HostConfig};
@@ -160,8 +160,9 @@ pub struct Member<R: EntryReader> {
     pub(crate) boot_asked: Option<BootId>,
     pub(crate) admitting: BTreeSet<u128>,
     pub(crate) ending: BTreeSet<BootId>,
+    /// On group 0's leader: each member's run of the metadata, and when that run was last heard.
+    pub(crate) runs_heard: BTreeMap<MemberId, (BootId, Instant)>,
     pub(crate) next_care: Instant,
-    pub(crate) leads_metadata_since: Instant,
     pub(crate) admin: AdminState,
     /// The room on the disk, as the journal last said; none before it did.
     pub(crate) space: Option<Space>,
@@ -220,8 +221,8 @@ impl<R: EntryReader> Member<R> {
             boot_asked: None,
             admitting: BTreeSet::new(),
             ending: BTreeSet::new(),
+            runs_heard: BTreeMap::new(),
             next_care: now,
-            leads_metadata_since: now,
             admin: AdminState::default(),
             space: None,
         };

@@ -235,8 +235,9 @@ impl<R: EntryReader> Member<R> {
     pub(crate) fn began_to_lead_metadata(&mut self, term: u64) {
         self.granter.lead(term, self.now);
         self.owed_meta_effects.clear();
-        self.leads_metadata_since = self.now;
         self.admitting.clear();
+        self.ending.clear();
+        self.runs_heard.clear();
     }
 
     /// Sends a home what group 0 owes it.
@@ -309,14 +310,14 @@ impl<R: EntryReader> Member<R> {
 
     /// Asks for leases and, on the leader, runs the rounds that prove them.
     pub(crate) fn tick_leases(&mut self) {
-        let (now, applied) = (self.now, self.meta_applied);
-        if self.host.as_ref().is_none_or(|host| host.key(GroupId::META).is_none()) {
-            return;
+        let (now, applied, boot) = (self.now, self.meta_applied, self.boot);
+        if self.metadata().is_none() {
+            return; // None yet, or its replica is quarantined: a lease would be of no use.
         }
         if let Some((leader, _)) = self.leaderships.announced.get(&GroupId::META).copied()
             && let Some(round) = self.lease.due(now)
         {
-            self.send_or_take(leader, PeerMessage::LeaseRequest { round, applied });
+            self.send_or_take(leader, PeerMessage::LeaseRequest { round, applied, boot });
         }
         if self.leaderships.led.contains_key(&GroupId::META)
             && let Some(round) = self.granter.begin_round(now)
@@ -327,9 +328,9 @@ impl<R: EntryReader> Member<R> {
         }
     }
 
-    /// A member asks for a lease. One without a run in the metadata gets none, so nothing need wait for it.
-    pub(crate) fn lease_request(&mut self, from: MemberId, round: u64, applied: u64) {
-        if self.metadata().and_then(|meta| meta.member(from)).is_some_and(|member| member.boot.is_some()) {
+    /// A member asks for a lease. Only the run that the metadata shows gets one: nothing need wait for any other.
+    pub(crate) fn lease_request(&mut self, from: MemberId, round: u64, applied: u64, boot: BootId) {
+        if self.metadata().and_then(|meta| meta.member(from)).is_some_and(|member| member.boot == Some(boot)) {
             self.granter.request(from, round, applied);
         }
     }
@@ -351,7 +352,7 @@ impl<R: EntryReader> Member<R> {
         if !status.me_leading || status.term != self.granter.term() {
             return;
         }
-        for (member, round) in self.granter.acknowledged(from, round, term, &status.voters, self.now) {
+        for (member, round) in self.granter.acknowledged(from, round, term, &status.voters, status.commit, self.now) {
             self.send_or_take(member, PeerMessage::LeaseGrant { round, commit: status.commit });
         }
     }

@@ -131,6 +131,8 @@ pub(crate) enum PeerMessage {
     LeaseRequest {
         round: u64,
         applied: u64,
+        /// The sender's run.
+        boot: BootId,
     },
     /// Group 0's leader asks its voters whether they still follow it.
     LeaseProbe {
@@ -301,9 +303,10 @@ impl Codec for PeerMessage {
                 effect.encode(out);
                 index.encode(out);
             }),
-            Self::LeaseRequest { round, applied } => tagged(out, 14, |out| {
+            Self::LeaseRequest { round, applied, boot } => tagged(out, 14, |out| {
                 round.encode(out);
                 applied.encode(out);
+                boot.encode(out);
             }),
             Self::LeaseProbe { round } => tagged(out, 15, |out| round.encode(out)),
             Self::LeaseProbeAck { round, term } => tagged(out, 16, |out| {
@@ -344,7 +347,11 @@ impl Codec for PeerMessage {
             },
             12 => Self::QueueEffect { group: Codec::decode(input)?, effect: Codec::decode(input)? },
             13 => Self::MetaEffect { effect: Codec::decode(input)?, index: Codec::decode(input)? },
-            14 => Self::LeaseRequest { round: Codec::decode(input)?, applied: Codec::decode(input)? },
+            14 => Self::LeaseRequest {
+                round: Codec::decode(input)?,
+                applied: Codec::decode(input)?,
+                boot: Codec::decode(input)?,
+            },
             15 => Self::LeaseProbe { round: Codec::decode(input)? },
             16 => Self::LeaseProbeAck { round: Codec::decode(input)?, term: Codec::decode(input)? },
             17 => Self::LeaseGrant { round: Codec::decode(input)?, commit: Codec::decode(input)? },

@@ -5,6 +5,7 @@ mod common;
 use common::{Cluster, declare};
 use holdfast_engine::Input;
 use holdfast_engine::admin::{AdminAction, AdminReply};
+use holdfast_journal::{Corruption, Recovered};
 use holdfast_queue::ids::GroupId;
 use holdfast_queue::time::Duration;
 use holdfast_wire::Method;
@@ -170,4 +171,55 @@ fn shutting_down_hands_leaderships_over_and_tells_clients() {
     assert_ne!(cluster.leader_of(QUEUE), Some(leader));
     cluster.wait("it exits", |cluster| !cluster.exits.is_empty());
     assert!(cluster.exits[0].1);
+}
+
+/// Records of any group may be lost, as after a missing segment.
+fn lose_records(recovered: &mut Recovered) {
+    for group in &mut recovered.groups {
+        group.corruption = Some(Corruption { unknown: true, why: "planted".into(), ..Corruption::default() });
+    }
+}
+
+#[test]
+fn a_member_whose_replica_of_the_metadata_is_damaged_holds_nobody_up_and_its_last_run_ends() {
+    let mut cluster = Cluster::ready(3);
+    let mut setup = cluster.client(0);
+    setup.declare(&mut cluster, "q");
+    let broken = 2;
+    let mut publisher = cluster.client(0);
+    publisher.confirm_select(&mut cluster);
+    publisher.publish(&mut cluster, "q", "held");
+    publisher.wait_confirmed(&mut cluster, 1);
+    let mut dying = cluster.client(broken);
+    dying.consume(&mut cluster, "q", "c", false);
+    assert_eq!(dying.receive(&mut cluster).body, "held");
+    cluster.kill(broken);
+    cluster.restart(broken, lose_records);
+    for number in 0..8 {
+        let asked = cluster.now;
+        setup.declare(&mut cluster, &format!("q{number}"));
+        let took = cluster.now.since(asked);
+        assert!(took < Duration::from_secs(4), "declare {number} took {took:?}");
+    }
+    cluster.run(Duration::from_secs(14));
+    let back = publisher.get(&mut cluster, "q").expect("what the last run held comes back");
+    assert_eq!((back.body.as_str(), back.redelivered), ("held", true));
+}
+
+#[test]
+fn a_member_that_applies_nothing_delays_declares_by_one_lease_at_most() {
+    let mut cluster = Cluster::ready(3);
+    let mut client = cluster.client(0);
+    client.declare(&mut cluster, "before");
+    let stuck = (0..3).find(|at| cluster.leader_of(GroupId::META) != Some(*at) && *at != 0).expect("three members");
+    cluster.stall_disk(stuck);
+    let asked = cluster.now;
+    for number in 0..8 {
+        client.declare(&mut cluster, &format!("q{number}"));
+    }
+    let took = cluster.now.since(asked);
+    assert!(took < Duration::from_secs(6), "eight declares took {took:?}");
+    cluster.resume_disk(stuck);
+    let mut there = cluster.client(stuck);
+    there.declare(&mut cluster, "after");
 }

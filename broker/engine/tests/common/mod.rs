@@ -3,59 +3,25 @@
 
 #![allow(dead_code)]
 
+mod disk;
+mod methods;
+
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex};
 
 use bytes::{Bytes, BytesMut};
 use holdfast_engine::admin::{AdminAction, AdminError, AdminReply, AdminRequest, ExpectedMember, UserCredentials};
 use holdfast_engine::identity::MemberUuid;
 use holdfast_engine::{AdminRequestId, ConnId, Input, LinkId, LinkOrigin, Member, MemberConfig, Output, Start};
-use holdfast_journal::{Batch, EntryReader, Location, Op, ReadError, Recovered, Written, WrittenRecord};
+use holdfast_journal::Recovered;
 use holdfast_queue::ids::{BootId, GroupId};
 use holdfast_queue::time::{Duration, Instant};
 use holdfast_wire::{ContentHeader, FieldTable, Frame, FrameDecoder, FrameKind, LongStr, Method, ShortStr};
 
-/// Payloads in memory; a location's offset is the place in the list.
-#[derive(Clone, Default)]
-pub struct MemoryDisk(Arc<Mutex<Vec<Bytes>>>);
-
-impl MemoryDisk {
-    fn store(&self, payload: &Bytes) -> Location {
-        let mut payloads = self.0.lock().expect("no panic holds it");
-        payloads.push(payload.clone());
-        Location { segment: 0, offset: payloads.len() as u32 - 1, len: payload.len() as u32 }
-    }
-
-    fn write(&self, batch: Batch) -> Written {
-        let mut written = Written { batch: batch.id, ..Written::default() };
-        for op in batch.ops {
-            match op {
-                Op::Entry { key, index, term, payload } => {
-                    let location = self.store(&payload);
-                    written.records.push(WrittenRecord { key, index, term, body: false, location });
-                }
-                Op::Body { key, index, payload } => {
-                    let location = self.store(&payload);
-                    written.records.push(WrittenRecord { key, index, term: 0, body: true, location });
-                }
-                Op::Checkpoint { key, index, .. } => written.checkpoints.push((key, index)),
-                _ => {}
-            }
-        }
-        written
-    }
-}
-
-impl EntryReader for MemoryDisk {
-    fn read(&self, location: Location) -> Result<Bytes, ReadError> {
-        let payloads = self.0.lock().expect("no panic holds it");
-        payloads.get(location.offset as usize).cloned().ok_or(ReadError::Gone { location })
-    }
-}
+pub use disk::MemoryDisk;
+pub use methods::{consume, declare, publish_frames};
 
 struct Running {
     member: Member<MemoryDisk>,
-    disk: MemoryDisk,
     dialled: Vec<String>,
 }
 
@@ -63,6 +29,9 @@ struct Running {
 pub struct Cluster {
     pub now: Instant,
     members: Vec<Option<Running>>,
+    /// Disks outlive their members.
+    disks: Vec<MemoryDisk>,
+    starts: u64,
     /// Both ends of each link: (member, link) on one side and on the other.
     links: BTreeMap<(usize, LinkId), (usize, LinkId)>,
     /// Pairs of members that cannot reach each other.
@@ -85,6 +54,25 @@ pub struct Cluster {
     pub spent: [std::time::Duration; 3],
 }
 
+fn start(at: usize, boot: u64, recovered: Recovered, disk: &MemoryDisk, now: Instant) -> Member<MemoryDisk> {
+    let config = MemberConfig {
+        name: format!("m{at}"),
+        zone: format!("zone-{at}"),
+        advertise_peer: address(at),
+        ..MemberConfig::default()
+    };
+    let start = Start {
+        boot: BootId(boot),
+        new_uuid: MemberUuid(1000 + at as u128),
+        seed: 7 * boot,
+        recovered,
+        reader: disk.clone(),
+        now,
+        wall_ms: now.0 / 1000,
+    };
+    Member::new(config, start).expect("a disk that it wrote")
+}
+
 fn address(member: usize) -> String {
     format!("m{member}:5680")
 }
@@ -95,6 +83,8 @@ impl Cluster {
         let mut cluster = Cluster {
             now: Instant(1_000_000),
             members: Vec::new(),
+            disks: Vec::new(),
+            starts: 0,
             links: BTreeMap::new(),
             cuts: Vec::new(),
             next_link: 0,
@@ -113,23 +103,9 @@ impl Cluster {
         };
         for at in 0..count {
             let disk = MemoryDisk::default();
-            let config = MemberConfig {
-                name: format!("m{at}"),
-                zone: format!("zone-{at}"),
-                advertise_peer: address(at),
-                ..MemberConfig::default()
-            };
-            let start = Start {
-                boot: BootId(100 + at as u64),
-                new_uuid: MemberUuid(1000 + at as u128),
-                seed: 7 + at as u64,
-                recovered: Recovered::default(),
-                reader: disk.clone(),
-                now: cluster.now,
-                wall_ms: 0,
-            };
-            let member = Member::new(config, start).expect("no identity to read");
-            cluster.members.push(Some(Running { member, disk, dialled: Vec::new() }));
+            let member = start(at, 100 + at as u64, Recovered::default(), &disk, cluster.now);
+            cluster.disks.push(disk);
+            cluster.members.push(Some(Running { member, dialled: Vec::new() }));
         }
         cluster
     }
@@ -170,6 +146,34 @@ impl Cluster {
         &self.members[at].as_ref().expect("alive").member
     }
 
+    /// Starts a killed member again on what its disk holds, after `damage` had its way with that.
+    pub fn restart(&mut self, at: usize, damage: impl FnOnce(&mut Recovered)) {
+        let disk = self.disks[at].clone();
+        let mut recovered = disk.recover();
+        damage(&mut recovered);
+        self.starts += 1;
+        let member = start(at, 1_000 + self.starts, recovered, &disk, self.now);
+        self.members[at] = Some(Running { member, dialled: Vec::new() });
+        self.settle();
+        for other in 0..self.members.len() {
+            self.dial(other);
+        }
+        self.settle();
+    }
+
+    /// Writes of this member's disk take until [`Cluster::resume_disk`].
+    pub fn stall_disk(&mut self, at: usize) {
+        self.disks[at].stall();
+    }
+
+    pub fn resume_disk(&mut self, at: usize) {
+        for batch in self.disks[at].resume() {
+            let written = self.disks[at].write(batch);
+            self.inputs.push_back((at, Input::Written(written)));
+        }
+        self.settle();
+    }
+
     pub fn input(&mut self, at: usize, input: Input) {
         self.inputs.push_back((at, input));
     }
@@ -185,6 +189,7 @@ impl Cluster {
     /// Ends a member at once; its links break, its clients too.
     pub fn kill(&mut self, at: usize) {
         self.members[at] = None;
+        self.inputs.retain(|(to, _)| *to != at);
         let ends: Vec<_> = self.links.iter().filter(|((member, _), _)| *member == at).map(|(_, far)| *far).collect();
         for (member, link) in ends {
             self.links.remove(&(member, link));
@@ -252,9 +257,12 @@ impl Cluster {
     fn carry_out(&mut self, at: usize, output: Output) {
         match output {
             Output::Journal(batch) => {
-                let running = self.members[at].as_ref().expect("it spoke");
-                let written = running.disk.write(batch);
-                self.inputs.push_back((at, Input::Written(written)));
+                if self.disks[at].is_stalled() {
+                    self.disks[at].hold(batch);
+                } else {
+                    let written = self.disks[at].write(batch);
+                    self.inputs.push_back((at, Input::Written(written)));
+                }
             }
             Output::Dial { address } => {
                 self.members[at].as_mut().expect("it spoke").dialled.push(address);
@@ -601,42 +609,4 @@ impl Client {
     pub fn is_closed(&self, cluster: &Cluster) -> bool {
         cluster.closed.contains_key(&(self.at, self.conn))
     }
-}
-
-pub fn declare(queue: &str, durable: bool, exclusive: bool) -> Method {
-    Method::QueueDeclare {
-        queue: short(queue),
-        passive: false,
-        durable,
-        exclusive,
-        auto_delete: false,
-        no_wait: false,
-        arguments: FieldTable::default(),
-    }
-}
-
-pub fn consume(queue: &str, tag: &str, no_ack: bool) -> Method {
-    Method::BasicConsume {
-        queue: short(queue),
-        consumer_tag: short(tag),
-        no_local: false,
-        no_ack,
-        exclusive: false,
-        no_wait: false,
-        arguments: FieldTable::default(),
-    }
-}
-
-/// A persistent message on channel 1.
-pub fn publish_frames(exchange: &str, key: &str, mandatory: bool, body: &str) -> Bytes {
-    let mut out = BytesMut::new();
-    let (exchange, routing_key) = (short(exchange), short(key));
-    Method::BasicPublish { exchange, routing_key, mandatory, immediate: false }.encode(1, &mut out);
-    ContentHeader::encode(1, body.len() as u64, &[0x10, 0, 2], &mut out);
-    if !body.is_empty() {
-        holdfast_wire::write_body_frame(1, body.len(), &mut out);
-        out.extend_from_slice(body.as_bytes());
-        holdfast_wire::write_frame_end(&mut out);
-    }
-    out.freeze()
 }
