@@ -1,6 +1,6 @@
 //! Deliveries to clients, and what they settle.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_journal::EntryReader;
 use holdfast_queue::codec::Message;
@@ -71,6 +71,8 @@ pub(crate) fn initial_credit(prefetch: u16, no_ack: bool) -> u64 {
 pub(crate) struct ConsumerIndex {
     by_queue: BTreeMap<QueueId, Vec<ConsumerId>>,
     in_group: BTreeMap<GroupId, usize>,
+    /// Consumers that lack deliveries, which were asked for.
+    behind: BTreeSet<ConsumerId>,
 }
 
 impl<R: EntryReader> Member<R> {
@@ -228,9 +230,25 @@ impl<R: EntryReader> Member<R> {
         }
         consumer.asked = Some(now);
         let after = consumer.last;
+        self.consumers.behind.insert(id);
         let leader = self.streams.get(&group).and_then(|stream| stream.leader());
         if let Some((leader, _)) = leader {
             self.send_or_take(leader, PeerMessage::DeliveriesAfter { group, queue, consumer: id, after });
+        }
+    }
+
+    /// Asks again for deliveries that were asked for and did not come: with them, or with the answer, a link broke.
+    pub(crate) fn tick_consumers(&mut self) {
+        for id in self.consumers.behind.clone() {
+            match self.consumer_mut(&id).filter(|consumer| consumer.last < consumer.known_last) {
+                Some(consumer) => {
+                    let (group, queue) = (consumer.group, consumer.queue);
+                    self.ask_missed(group, queue, id);
+                }
+                None => {
+                    self.consumers.behind.remove(&id);
+                }
+            }
         }
     }
 

@@ -16,8 +16,10 @@ use crate::peer_message::{HomeEffect, PeerMessage};
 use crate::seam::Severity;
 use crate::stream::MAX_BATCH_BYTES;
 
-/// Deliveries that one answer to [`PeerMessage::DeliveriesAfter`] holds at most.
+/// Deliveries that one answer to [`PeerMessage::DeliveriesAfter`] holds at most, and about how many bytes of them. The
+/// first comes whatever its size.
 const OUTSTANDING_LIMIT: usize = 256;
+const OUTSTANDING_BYTES: usize = MAX_BATCH_BYTES;
 
 /// A group that this member leads.
 pub(crate) struct Leading {
@@ -383,12 +385,19 @@ impl<R: EntryReader> Member<R> {
         let serves = group == self.transient_group() || self.leaderships.led.contains_key(&group);
         let Some(machine) = self.queue_machine(group).filter(|_| serves) else { return };
         let Some(outstanding) = machine.deliveries_after(queue, consumer, after, OUTSTANDING_LIMIT) else { return };
-        let mut deliveries = Vec::with_capacity(outstanding.deliveries.len());
+        let mut through = outstanding.through;
+        let mut deliveries: Vec<HomeEffect> = Vec::new();
+        let mut bytes = 0;
         for delivery in outstanding.deliveries {
+            bytes += delivery.size as usize;
+            if bytes > OUTSTANDING_BYTES && !deliveries.is_empty() {
+                // The home asks for the rest from here.
+                through = delivery.number - 1;
+                break;
+            }
             let Some(effect) = self.with_content(group, QueueEffect::Deliver { delivery }) else { return };
             deliveries.push(effect);
         }
-        let through = outstanding.through;
         self.send_or_take(from, PeerMessage::Outstanding { group, queue, consumer, through, deliveries });
     }
 

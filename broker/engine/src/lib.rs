@@ -52,4 +52,6 @@ mod transient;
 
 pub use member::{Member, MemberConfig, Start};
 pub use metrics::Metrics;
-pub use seam::{AdminRequestId, ConnId, Event, Input, LinkId, LinkOrigin, Output, PasswordToken, Severity};
+pub use seam::{
+    AdminRequestId, ConnId, Event, FRAME_ROOM_BYTES, Input, LinkId, LinkOrigin, Output, PasswordToken, Severity,
+};

@@ -342,6 +342,7 @@ impl<R: EntryReader> Member<R> {
             self.tick_streams();
             self.tick_copies();
             self.fail_overdue_publishes();
+            self.tick_consumers();
             self.tick_clients();
             self.retry_proposals();
             self.care_for_members();

@@ -15,6 +15,10 @@ use holdfast_journal::{Batch, Upkeep, Written};
 
 use crate::admin::{AdminError, AdminReply, AdminRequest};
 
+/// What a frame for another member holds at most beside one message body, bytes: the frame is closed at 1 MiB, an answer
+/// of missed deliveries adds 256 KiB, and each carries the names and properties of its messages.
+pub const FRAME_ROOM_BYTES: usize = 2 << 20;
+
 /// A client connection. The driver chooses it and never uses it again while the process lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnId(pub u64);
@@ -102,7 +106,8 @@ pub enum Output {
     Dial { address: String },
     /// Close and do not dial any more.
     Undial { address: String },
-    /// One whole frame for a link; silently dropped when the link is gone.
+    /// One whole frame for a link, of no more bytes than the largest body that clients may publish and
+    /// [`FRAME_ROOM_BYTES`]; silently dropped when the link is gone.
     LinkSend { link: LinkId, bytes: Bytes },
     /// Close a link; the reason is for the log.
     LinkClose { link: LinkId, reason: String },

@@ -223,3 +223,49 @@ fn a_member_that_applies_nothing_delays_declares_by_one_lease_at_most() {
     let mut there = cluster.client(stuck);
     there.declare(&mut cluster, "after");
 }
+
+/// A queue on three members, led by the last one given; a consumer at the first, and a publisher at the second of 64
+/// messages of 100 kB, of which the consumer gets none before the leader dies.
+fn with_missed_deliveries() -> (Cluster, common::Client, usize, usize) {
+    let mut cluster = Cluster::ready(3);
+    cluster.largest_body = 100_000;
+    let mut setup = cluster.client(0);
+    setup.declare(&mut cluster, "q");
+    let (here, there, leader) = others(&cluster);
+    let mut publisher = cluster.client(there);
+    publisher.confirm_select(&mut cluster);
+    let mut consumer = cluster.client(here);
+    consumer.consume(&mut cluster, "q", "c", false);
+    cluster.losses.push((leader, here, 10_000));
+    let body = "x".repeat(100_000);
+    for number in 1..=64 {
+        publisher.publish_in_frames(&mut cluster, "q", &body);
+        publisher.wait_confirmed(&mut cluster, number);
+    }
+    cluster.kill(leader);
+    (cluster, consumer, here, there)
+}
+
+fn expect_64(cluster: &mut Cluster, consumer: &mut common::Client) {
+    for number in 1..=64 {
+        let received = consumer.receive(cluster);
+        assert_eq!((received.tag, received.body.len(), received.redelivered), (number, 100_000, false));
+    }
+}
+
+#[test]
+fn missed_deliveries_that_fit_no_frame_together_come_in_several() {
+    let (mut cluster, mut consumer, ..) = with_missed_deliveries();
+    expect_64(&mut cluster, &mut consumer);
+}
+
+#[test]
+fn missed_deliveries_are_asked_for_again_when_the_answer_is_lost() {
+    let (mut cluster, mut consumer, here, there) = with_missed_deliveries();
+    for leader in [here, there] {
+        cluster.losses.push((leader, here, 50_000));
+    }
+    cluster.run(Duration::from_secs(5));
+    cluster.losses.clear();
+    expect_64(&mut cluster, &mut consumer);
+}

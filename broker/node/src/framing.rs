@@ -13,8 +13,9 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 pub const HEADER_BYTES: usize = 8;
 
 /// The largest payload. A message body of 128 MiB travels in one entry; everything else is far smaller (snapshot chunks
-/// are at most 1 MiB). Room is taken as bytes arrive, never by what a length claims.
+/// are at most 1 MiB, and the member keeps to [`holdfast_engine::FRAME_ROOM_BYTES`]). Room is taken as bytes arrive, never by what a length claims.
 pub const MAX_PAYLOAD_BYTES: usize = 144 << 20;
+const _: () = assert!(MAX_PAYLOAD_BYTES >= (128 << 20) + holdfast_engine::FRAME_ROOM_BYTES);
 
 /// How much is read from a link at once, and how much room a reader keeps.
 const READ_BYTES: usize = 64 << 10;

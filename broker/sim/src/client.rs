@@ -23,6 +23,11 @@ const WINDOW: usize = 64;
 const CHANNELS_PER_CLIENT: u32 = 10_000;
 /// A client closes its connection in an orderly way about once in so many looks.
 const TICKS_PER_CLOSE: u64 = 800;
+/// Bodies are small, but for a few in a hundred.
+const SMALL_BODY_BYTES: u64 = 600;
+/// The largest body that is published.
+pub const LARGEST_BODY_BYTES: usize = 100_000;
+const LARGE_BODIES_PERCENT: u64 = 2;
 /// Acks after which a consumer asks for a synchronous reply.
 const ACKS_PER_SYNC: usize = 16;
 
@@ -394,7 +399,9 @@ impl Client {
     }
 
     fn publish(&mut self, queue: &str, id: MessageId) {
-        let body = encode_body(id, self.rng.range(16, 600) as usize);
+        let is_large = self.rng.chance(LARGE_BODIES_PERCENT);
+        let largest = if is_large { LARGEST_BODY_BYTES as u64 } else { SMALL_BODY_BYTES };
+        let body = encode_body(id, self.rng.range(16, largest) as usize);
         let routing_key = ShortStr::truncated(queue);
         self.send(&Method::BasicPublish {
             exchange: ShortStr::default(),

@@ -444,7 +444,7 @@ impl World {
                     self.break_link(link, "undialled");
                 }
             }
-            Output::LinkSend { link, bytes } => self.link_send(member, link, bytes),
+            Output::LinkSend { link, bytes } => return self.link_send(member, link, bytes),
             Output::LinkClose { link, reason } => {
                 if let Some(id) = self.link_of(member, link) {
                     self.break_link(id, &reason);

@@ -11,7 +11,9 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::{Bytes, BytesMut};
 use holdfast_engine::admin::{AdminAction, AdminError, AdminReply, AdminRequest, ExpectedMember, UserCredentials};
 use holdfast_engine::identity::MemberUuid;
-use holdfast_engine::{AdminRequestId, ConnId, Input, LinkId, LinkOrigin, Member, MemberConfig, Output, Start};
+use holdfast_engine::{
+    AdminRequestId, ConnId, FRAME_ROOM_BYTES, Input, LinkId, LinkOrigin, Member, MemberConfig, Output, Start,
+};
 use holdfast_journal::Recovered;
 use holdfast_queue::ids::{BootId, GroupId};
 use holdfast_queue::time::{Duration, Instant};
@@ -46,6 +48,10 @@ pub struct Cluster {
     next_admin: u64,
     /// Given at bootstrap.
     pub default_min_in_sync_replicas: u8,
+    /// Frames from one member to another of so many bytes or more are lost.
+    pub losses: Vec<(usize, usize, usize)>,
+    /// The largest body that clients publish: no frame may hold more than it and [`FRAME_ROOM_BYTES`].
+    pub largest_body: usize,
     pub events: Vec<String>,
     pub exits: Vec<(usize, bool, String)>,
     /// Clients whose sockets take nothing.
@@ -96,6 +102,8 @@ impl Cluster {
             replies: BTreeMap::new(),
             next_admin: 0,
             default_min_in_sync_replicas: 0,
+            losses: Vec::new(),
+            largest_body: 64 << 10,
             events: Vec::new(),
             exits: Vec::new(),
             stalled: Vec::new(),
@@ -272,7 +280,11 @@ impl Cluster {
                 self.members[at].as_mut().expect("it spoke").dialled.retain(|other| *other != address);
             }
             Output::LinkSend { link, bytes } => {
-                if let Some((to, link)) = self.links.get(&(at, link)) {
+                let (len, limit) = (bytes.len(), self.largest_body + FRAME_ROOM_BYTES);
+                assert!(len <= limit, "m{at} sends a frame of {len} bytes: the node would drop it");
+                if let Some((to, link)) = self.links.get(&(at, link))
+                    && !self.losses.iter().any(|(from, other, least)| (*from, *other) == (at, *to) && len >= *least)
+                {
                     self.inputs.push_back((*to, Input::LinkFrame { link: *link, bytes }));
                 }
             }

@@ -1,9 +1,10 @@
 //! Links between members: dialled, delayed, cut, broken.
 
 use bytes::Bytes;
-use holdfast_engine::{Input, LinkId, LinkOrigin};
+use holdfast_engine::{FRAME_ROOM_BYTES, Input, LinkId, LinkOrigin};
 
 use super::{Event, LINK_BREAKS_AFTER_US, World};
+use crate::client::LARGEST_BODY_BYTES;
 use crate::network::Link;
 
 impl World {
@@ -55,12 +56,18 @@ impl World {
         Ok(())
     }
 
-    pub(super) fn link_send(&mut self, member: usize, link: LinkId, bytes: Bytes) {
+    /// The node drops a frame that is larger than its links carry, and whoever waits for it waits in vain: here that
+    /// ends the run.
+    pub(super) fn link_send(&mut self, member: usize, link: LinkId, bytes: Bytes) -> Result<(), String> {
+        if bytes.len() > LARGEST_BODY_BYTES + FRAME_ROOM_BYTES {
+            return Err(format!("m{member} sends a frame of {} bytes, more than a link carries", bytes.len()));
+        }
         let delay = self.conditions.delay_us(&mut self.network_rng);
         let now = self.now_us;
-        let Some(state) = self.links.get_mut(&link.0) else { return };
+        let Some(state) = self.links.get_mut(&link.0) else { return Ok(()) };
         let at = state.arrival(member, now, delay);
         self.schedule(at, Event::Frame { link: link.0, from: member, bytes });
+        Ok(())
     }
 
     pub(super) fn frame(&mut self, id: u64, from: usize, bytes: Bytes) -> Result<(), String> {
