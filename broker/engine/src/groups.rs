@@ -1,13 +1,14 @@
 //! The leader's side of groups: proposals out of what homes send, and effects back to the homes.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use holdfast_journal::EntryReader;
-use holdfast_queue::codec::{Batch, EntryBuilder, Message, message_at};
+use holdfast_queue::codec::{Batch, DecodeError, EntryBuilder, Message, Origin, message_at};
 use holdfast_queue::ids::{BootId, ConsumerId, GroupId, MemberId, MessageRef, QueueId};
 use holdfast_queue::meta::MetaCommand;
 use holdfast_queue::queue::{QueueCommand, QueueEffect, QueueReply};
+use holdfast_queue::time::Instant;
 use holdfast_queue::{AnyEffect, AnyMachine};
 use holdfast_replica::{HostOutput, ProposeError};
 
@@ -24,6 +25,8 @@ const OUTSTANDING_BYTES: usize = MAX_BATCH_BYTES;
 /// A group that this member leads.
 pub(crate) struct Leading {
     pub(crate) term: u64,
+    /// The group's queues were compared with fresh metadata: from then on it takes in what homes send.
+    adopted: bool,
     /// What this round's entry will hold; none while nothing was collected, since a member leads many groups.
     entry: Option<EntryBuilder>,
     /// Size of the last entry.
@@ -38,6 +41,10 @@ pub(crate) struct Leaderships {
     pub(crate) led: BTreeMap<GroupId, Leading>,
     pub(crate) announced: BTreeMap<GroupId, (MemberId, u64)>,
     dirty: Vec<GroupId>,
+    /// Groups led here that wait for fresh metadata before they take anything in.
+    unadopted: BTreeSet<GroupId>,
+    /// Groups led here whose runs are to be compared with all that the metadata had committed at that time.
+    unswept: BTreeMap<GroupId, Instant>,
     /// Groups that this member came to lead in this round.
     news: Vec<GroupId>,
     /// The payload that deliveries were last read from, since those of one entry come in a row.
@@ -46,7 +53,7 @@ pub(crate) struct Leaderships {
 
 impl Leading {
     fn new(term: u64) -> Self {
-        Self { term, entry: None, size_hint: 0, refused: VecDeque::new() }
+        Self { term, adopted: false, entry: None, size_hint: 0, refused: VecDeque::new() }
     }
 
     fn entry(&mut self) -> &mut EntryBuilder {
@@ -56,6 +63,13 @@ impl Leading {
 }
 
 impl Leaderships {
+    /// This member does not lead the group any more.
+    pub(crate) fn no_longer(&mut self, group: GroupId) {
+        self.led.remove(&group);
+        self.unadopted.remove(&group);
+        self.unswept.remove(&group);
+    }
+
     /// Indexes of the transient queues begin anew.
     pub(crate) fn forget_payload(&mut self) {
         self.last_payload = None;
@@ -72,23 +86,32 @@ impl<R: EntryReader> Member<R> {
             let leader = self.leaderships.announced.get(&group).map(|(leader, _)| *leader);
             return self.send(from, PeerMessage::NotLeading { group, leader });
         }
-        let boot = self.peers.get(from).map(|peer| peer.boot).unwrap_or_default();
-        if self.metadata().is_some_and(|meta| meta.has_ended(boot)) {
+        // The run that sent it, which may be an earlier one than its member's present run.
+        let origin = match Origin::of(batch) {
+            Ok(origin) => origin,
+            Err(error) => return self.malformed(group, from, &error),
+        };
+        if let Some(boot) = origin.map(|origin| origin.boot)
+            && self.metadata().is_some_and(|meta| meta.has_ended(boot))
+        {
             let effect = HomeEffect { effect: QueueEffect::Ended { boot }, content: None, copies: 0 };
             return self.send(from, PeerMessage::QueueEffect { group, effect });
         }
-        let Some(leading) = self.leaderships.led.get_mut(&group) else { return };
+        let Some(leading) = self.leaderships.led.get_mut(&group).filter(|leading| leading.adopted) else { return };
         let pushed = if group == GroupId::META {
             leading.entry().push_encoded::<MetaCommand>(batch)
         } else {
             leading.entry().push_encoded::<QueueCommand>(batch)
         };
         if let Err(error) = pushed {
-            return self
-                .event(Severity::Error, format!("member {from} sent a malformed batch for group {group}: {error}"));
+            return self.malformed(group, from, &error);
         }
         self.leaderships.dirty.push(group);
         self.bound_entry(group);
+    }
+
+    fn malformed(&mut self, group: GroupId, from: MemberId, error: &DecodeError) {
+        self.event(Severity::Error, format!("member {from} sent a malformed batch for group {group}: {error}"));
     }
 
     /// Takes a batch of this member's own sessions.
@@ -96,6 +119,13 @@ impl<R: EntryReader> Member<R> {
         if self.transient_group() == group {
             return self.transient_batch(batch);
         }
+        if self.leaderships.led.get(&group).is_some_and(|leading| leading.adopted) {
+            self.collect(group, batch);
+        }
+    }
+
+    /// Takes a batch into the round's entry.
+    fn collect(&mut self, group: GroupId, batch: &Batch<QueueCommand>) {
         if let Some(leading) = self.leaderships.led.get_mut(&group) {
             leading.entry().push(batch);
             self.leaderships.dirty.push(group);
@@ -114,7 +144,7 @@ impl<R: EntryReader> Member<R> {
     /// Proposes commands of the leader itself: idempotent and not numbered.
     fn propose_own(&mut self, group: GroupId, commands: Vec<QueueCommand>) {
         if !commands.is_empty() {
-            self.take_own_commands(group, &Batch { origin: None, commands });
+            self.collect(group, &Batch { origin: None, commands });
         }
     }
 
@@ -203,7 +233,7 @@ impl<R: EntryReader> Member<R> {
                     format!("member {from} has another incarnation ({}) of group {group}", theirs.counter),
                 ),
                 HostOutput::Quarantined { group, why } => {
-                    self.leaderships.led.remove(&group);
+                    self.leaderships.no_longer(group);
                     self.copies.stop_leading(group);
                     self.event(Severity::Error, format!("the replica of group {group} is quarantined: {why}"));
                 }
@@ -216,7 +246,11 @@ impl<R: EntryReader> Member<R> {
         if group == GroupId::META {
             return self.metadata_applied(index, leading, effects);
         }
-        if !leading || !self.leaderships.led.contains_key(&group) {
+        if !self.leaderships.led.contains_key(&group) {
+            return;
+        }
+        self.end_late_runs(group, &effects);
+        if !leading {
             return;
         }
         for effect in effects {
@@ -224,6 +258,17 @@ impl<R: EntryReader> Member<R> {
                 self.route_effect(group, index, effect);
             }
         }
+    }
+
+    /// A batch of a run that has ended was on its way when the group was told: what it made ends too.
+    fn end_late_runs(&mut self, group: GroupId, effects: &[AnyEffect]) {
+        let Some(meta) = self.metadata() else { return };
+        let ended = effects.iter().filter_map(|effect| match effect {
+            AnyEffect::Queue(QueueEffect::Confirm { boot, .. }) => meta.has_ended(*boot).then_some(*boot),
+            _ => None,
+        });
+        let commands = ended.map(|boot| QueueCommand::BootEnded { boot }).collect();
+        self.propose_own(group, commands);
     }
 
     /// Lets an effect of the entry at `index` out to its home, or acts upon it.
@@ -291,38 +336,84 @@ impl<R: EntryReader> Member<R> {
     fn leader_changed(&mut self, group: GroupId, term: u64, me_leading: bool) {
         self.copies.stop_leading(group);
         if !me_leading {
-            self.leaderships.led.remove(&group);
-            return;
+            return self.leaderships.no_longer(group);
         }
         self.leaderships.led.insert(group, Leading::new(term));
         self.record_failover(group);
         if group == GroupId::META {
             self.began_to_lead_metadata(term);
-        } else {
-            self.adopt_queues(group);
-            self.watch_copies(group);
+            return self.serve_group(group);
         }
-        self.leaderships.news.push(group);
+        self.leaderships.unadopted.insert(group);
+        self.leaderships.unswept.insert(group, self.now);
+        self.watch_copies(group);
+        self.adopt_groups();
+    }
+
+    /// From now on this leader takes in what homes send, and says so.
+    fn serve_group(&mut self, group: GroupId) {
         let me = self.me();
+        let Some(leading) = self.leaderships.led.get_mut(&group) else { return };
+        leading.adopted = true;
+        let term = leading.term;
+        self.leaderships.news.push(group);
         self.group_led_by(group, me, term);
     }
 
+    /// Compares groups that this member has come to lead with metadata that is known to be fresh. By metadata of some
+    /// time ago a queue could be missing here into which a home publishes already, and a run that has just been
+    /// registered would count as one that has ended: its living sessions would lose all that they hold.
+    pub(crate) fn adopt_groups(&mut self) {
+        if (self.leaderships.unadopted.is_empty() && self.leaderships.unswept.is_empty()) || !self.lease_fresh() {
+            return;
+        }
+        for group in std::mem::take(&mut self.leaderships.unadopted) {
+            self.adopt_queues(group);
+            self.serve_group(group);
+        }
+        let (now, applied) = (self.now, self.meta_applied);
+        let unswept = std::mem::take(&mut self.leaderships.unswept);
+        let (ready, waiting): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            unswept.into_iter().partition(|(_, since)| self.lease.fresh_since(*since, now, applied));
+        self.leaderships.unswept = waiting;
+        for group in ready.into_keys() {
+            self.end_unknown_runs(group);
+        }
+    }
+
+    /// The metadata may have passed over changes: every group led here is compared with it again.
+    pub(crate) fn adopt_again(&mut self) {
+        let led = self.leaderships.led.keys().copied().filter(|group| *group != GroupId::META);
+        let led: Vec<GroupId> = led.collect();
+        for group in led {
+            self.adopt_queues(group);
+            self.leaderships.unswept.insert(group, self.now);
+        }
+    }
+
     /// What a new leader owes before it takes anything in: the queues that the metadata places in the group exist, and
-    /// runs that have ended leave nothing behind.
-    pub(crate) fn adopt_queues(&mut self, group: GroupId) {
-        let mut commands = self.queues_to_create(group);
+    /// those that are gone leave the metadata.
+    fn adopt_queues(&mut self, group: GroupId) {
+        let commands = self.queues_to_create(group);
         let Some(machine) = self.queue_machine(group) else { return };
-        let ended: Vec<BootId> = machine.boots().into_iter().filter(|boot| self.boot_has_ended(*boot)).collect();
         let deleted = machine.state_enter().into_iter().filter_map(|effect| match effect {
             QueueEffect::QueueDeleted { queue } => Some(queue),
             _ => None,
         });
         let deleted: Vec<QueueId> = deleted.collect();
-        commands.extend(ended.into_iter().map(|boot| QueueCommand::BootEnded { boot }));
         self.propose_own(group, commands);
         for queue in deleted {
             self.forget_deleted_queue(queue);
         }
+    }
+
+    /// Runs that the metadata does not show leave nothing behind. Each had been shown before it said anything to a
+    /// group, so this is asked only of metadata that shows all which was committed when the group's state was.
+    fn end_unknown_runs(&mut self, group: GroupId) {
+        let Some(machine) = self.queue_machine(group) else { return };
+        let ended = machine.boots().into_iter().filter(|boot| self.boot_has_ended(*boot));
+        let commands = ended.map(|boot| QueueCommand::BootEnded { boot }).collect();
+        self.propose_own(group, commands);
     }
 
     /// Queues were added to a group that is led here.
@@ -348,10 +439,14 @@ impl<R: EntryReader> Member<R> {
             self.owe(group, boot);
             return self.send_or_take(from, PeerMessage::Attached { group, term: 0 });
         }
-        let Some(term) = self.leaderships.led.get(&group).map(|leading| leading.term) else {
+        let Some((term, adopted)) = self.leaderships.led.get(&group).map(|leading| (leading.term, leading.adopted))
+        else {
             let leader = self.leaderships.announced.get(&group).map(|(leader, _)| *leader);
             return self.send_or_take(from, PeerMessage::NotLeading { group, leader });
         };
+        if !adopted {
+            return; // The home hears of this leadership once it begins to serve.
+        }
         let now = self.now;
         if !self.host.as_ref().is_some_and(|host| host.may_emit(group, now)) {
             return; // The home asks again, and by then the majority has answered or there is another leader.

@@ -66,6 +66,12 @@ impl Holder {
     pub(crate) fn fresh(&self, now: Instant, applied: u64) -> bool {
         self.granted.iter().any(|(until, commit)| now < *until && applied >= *commit)
     }
+
+    /// True once the local view shows all that group 0 had committed at `since`: a live lease was asked for after that.
+    pub(crate) fn fresh_since(&self, since: Instant, now: Instant, applied: u64) -> bool {
+        let asked_since = |until: Instant| until >= since + LEASE;
+        self.granted.iter().any(|(until, commit)| now < *until && asked_since(*until) && applied >= *commit)
+    }
 }
 
 /// The leader's side: rounds of proof, grants, and who has applied what.
@@ -206,6 +212,19 @@ mod tests {
         assert!(!holder.fresh(Instant(4_000_000), 7));
         holder.granted(round + 1, 7);
         assert!(!holder.fresh(Instant(4_000_000), 7), "a grant nobody asked for is ignored");
+    }
+
+    #[test]
+    fn a_view_is_fresh_since_a_time_only_by_a_lease_that_was_asked_for_later() {
+        let mut holder = Holder::default();
+        let first = holder.due(Instant(1_000_000)).expect("due at once");
+        holder.granted(first, 7);
+        let (since, now) = (Instant(1_100_000), Instant(1_600_000));
+        assert!(holder.fresh(now, 7) && !holder.fresh_since(since, now, 9));
+        let second = holder.due(now).expect("due again");
+        holder.granted(second, 9);
+        assert!(!holder.fresh_since(since, now, 8), "what it names is not applied yet");
+        assert!(holder.fresh_since(since, now, 9));
     }
 
     #[test]

@@ -308,6 +308,7 @@ impl<R: EntryReader> Member<R> {
         loop {
             let mut any = self.drain_host();
             self.after_replay();
+            self.adopt_groups();
             any |= self.release_visible();
             any |= self.release_copied();
             self.report_applied();

@@ -130,7 +130,7 @@ impl<R: EntryReader> Member<R> {
         if let Some(host) = self.host.as_mut() {
             host.destroy_group(group_key(group, incarnation));
         }
-        self.leaderships.led.remove(&group);
+        self.leaderships.no_longer(group);
         self.copies.forget(group);
         self.end_stream(group);
     }
@@ -203,10 +203,7 @@ impl<R: EntryReader> Member<R> {
         for group in groups {
             self.create_replica(group);
         }
-        let led: Vec<GroupId> = self.leaderships.led.keys().copied().filter(|group| *group != GroupId::META).collect();
-        for group in led {
-            self.adopt_queues(group);
-        }
+        self.adopt_again();
         self.unknown_groups_checked = false;
         self.dial_members();
     }

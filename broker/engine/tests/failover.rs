@@ -269,3 +269,67 @@ fn missed_deliveries_are_asked_for_again_when_the_answer_is_lost() {
     cluster.losses.clear();
     expect_64(&mut cluster, &mut consumer);
 }
+
+/// Makes a member lead a group.
+fn lead(cluster: &mut Cluster, group: GroupId, to: usize) {
+    let leader = cluster.leader_of(group).expect("led");
+    if leader != to {
+        let transfer = AdminAction::Transfer { group, to: format!("m{to}") };
+        assert_eq!(cluster.admin(leader, transfer), Ok(AdminReply::Done));
+        cluster.wait("it leads", |cluster| cluster.leader_of(group) == Some(to));
+    }
+}
+
+#[test]
+fn a_leader_whose_metadata_is_behind_ends_no_living_run() {
+    let mut cluster = Cluster::ready(3);
+    let mut publisher = cluster.client(0);
+    publisher.declare(&mut cluster, "q");
+    publisher.confirm_select(&mut cluster);
+    let (home, meta, behind) = (1, 0, 2);
+    lead(&mut cluster, GroupId::META, meta);
+    // From here on one member hears nothing from the leader of group 0, but enough of the other to lead a queue.
+    cluster.losses.push((meta, behind, 0));
+    cluster.kill(home);
+    cluster.restart(home, |_| {});
+    cluster.wait("it is back", |cluster| cluster.member(home).ready());
+    lead(&mut cluster, QUEUE, home);
+    let mut consumer = cluster.client(home);
+    consumer.consume(&mut cluster, "q", "c", false);
+    publisher.publish(&mut cluster, "q", "held");
+    publisher.wait_confirmed(&mut cluster, 1);
+    let held = consumer.receive(&mut cluster);
+    lead(&mut cluster, QUEUE, behind);
+    cluster.run(Duration::from_secs(2));
+    cluster.losses.clear();
+    consumer.expect_silence(&mut cluster);
+    assert!(!consumer.is_closed(&cluster), "its run lives: {:#?}", cluster.events);
+    consumer.ack(&mut cluster, held.tag, false);
+    publisher.publish(&mut cluster, "q", "next");
+    publisher.wait_confirmed(&mut cluster, 2);
+    let next = consumer.receive(&mut cluster);
+    assert_eq!((next.body.as_str(), next.redelivered), ("next", false));
+    assert_eq!(publisher.get(&mut cluster, "q"), None);
+}
+
+#[test]
+fn what_a_run_had_under_way_when_it_ended_leaves_no_consumer_behind() {
+    let mut cluster = Cluster::ready(3);
+    let mut setup = cluster.client(0);
+    setup.declare(&mut cluster, "q");
+    let (leader, home, other) = (0, 1, 2);
+    lead(&mut cluster, QUEUE, leader);
+    let mut client = cluster.client(home);
+    // The group's leader has the first that this run says, and cannot commit it: it is large.
+    cluster.losses.extend([(leader, home, 10_000), (leader, other, 10_000)]);
+    client.publish_in_frames(&mut cluster, "q", &"x".repeat(20_000));
+    client.send(&mut cluster, 1, common::consume("q", "c", false));
+    cluster.settle();
+    cluster.kill(home);
+    cluster.restart(home, |_| {});
+    cluster.wait("its next run is registered", |cluster| cluster.member(home).ready());
+    cluster.losses.clear();
+    cluster.run(Duration::from_secs(5));
+    let back = setup.get(&mut cluster, "q").expect("nobody holds it");
+    assert_eq!(back.body.len(), 20_000);
+}

@@ -28,6 +28,16 @@ pub struct Origin {
     pub answered: u64,
 }
 
+impl Origin {
+    /// Reads who sent a batch from its head, as it travels to the group's leader.
+    ///
+    /// # Errors
+    /// When it does not begin like a batch.
+    pub fn of(batch: &Bytes) -> Result<Option<Origin>, DecodeError> {
+        decode_origin(&mut Reader::new(batch.clone()))
+    }
+}
+
 /// Commands that travel together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch<C> {
