@@ -4,18 +4,16 @@
 #![allow(dead_code)]
 
 mod disk;
+mod faults;
 mod methods;
 
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::{Bytes, BytesMut};
 use holdfast_engine::admin::{AdminAction, AdminError, AdminReply, AdminRequest, ExpectedMember, UserCredentials};
-use holdfast_engine::identity::MemberUuid;
-use holdfast_engine::{
-    AdminRequestId, ConnId, FRAME_ROOM_BYTES, Input, LinkId, LinkOrigin, Member, MemberConfig, Output, Start,
-};
+use holdfast_engine::{AdminRequestId, ConnId, FRAME_ROOM_BYTES, Input, LinkId, LinkOrigin, Member, Output};
 use holdfast_journal::Recovered;
-use holdfast_queue::ids::{BootId, GroupId};
+use holdfast_queue::ids::GroupId;
 use holdfast_queue::time::{Duration, Instant};
 use holdfast_wire::{ContentHeader, FieldTable, Frame, FrameDecoder, FrameKind, LongStr, Method, ShortStr};
 
@@ -60,25 +58,6 @@ pub struct Cluster {
     pub spent: [std::time::Duration; 3],
 }
 
-fn start(at: usize, boot: u64, recovered: Recovered, disk: &MemoryDisk, now: Instant) -> Member<MemoryDisk> {
-    let config = MemberConfig {
-        name: format!("m{at}"),
-        zone: format!("zone-{at}"),
-        advertise_peer: address(at),
-        ..MemberConfig::default()
-    };
-    let start = Start {
-        boot: BootId(boot),
-        new_uuid: MemberUuid(1000 + at as u128),
-        seed: 7 * boot,
-        recovered,
-        reader: disk.clone(),
-        now,
-        wall_ms: now.0 / 1000,
-    };
-    Member::new(config, start).expect("a disk that it wrote")
-}
-
 fn address(member: usize) -> String {
     format!("m{member}:5680")
 }
@@ -111,7 +90,7 @@ impl Cluster {
         };
         for at in 0..count {
             let disk = MemoryDisk::default();
-            let member = start(at, 100 + at as u64, Recovered::default(), &disk, cluster.now);
+            let member = faults::start(at, 100 + at as u64, Recovered::default(), &disk, cluster.now);
             cluster.disks.push(disk);
             cluster.members.push(Some(Running { member, dialled: Vec::new() }));
         }
@@ -154,34 +133,6 @@ impl Cluster {
         &self.members[at].as_ref().expect("alive").member
     }
 
-    /// Starts a killed member again on what its disk holds, after `damage` had its way with that.
-    pub fn restart(&mut self, at: usize, damage: impl FnOnce(&mut Recovered)) {
-        let disk = self.disks[at].clone();
-        let mut recovered = disk.recover();
-        damage(&mut recovered);
-        self.starts += 1;
-        let member = start(at, 1_000 + self.starts, recovered, &disk, self.now);
-        self.members[at] = Some(Running { member, dialled: Vec::new() });
-        self.settle();
-        for other in 0..self.members.len() {
-            self.dial(other);
-        }
-        self.settle();
-    }
-
-    /// Writes of this member's disk take until [`Cluster::resume_disk`].
-    pub fn stall_disk(&mut self, at: usize) {
-        self.disks[at].stall();
-    }
-
-    pub fn resume_disk(&mut self, at: usize) {
-        for batch in self.disks[at].resume() {
-            let written = self.disks[at].write(batch);
-            self.inputs.push_back((at, Input::Written(written)));
-        }
-        self.settle();
-    }
-
     pub fn input(&mut self, at: usize, input: Input) {
         self.inputs.push_back((at, input));
     }
@@ -194,41 +145,9 @@ impl Cluster {
         })
     }
 
-    /// Ends a member at once; its links break, its clients too.
-    pub fn kill(&mut self, at: usize) {
-        self.members[at] = None;
-        self.inputs.retain(|(to, _)| *to != at);
-        let ends: Vec<_> = self.links.iter().filter(|((member, _), _)| *member == at).map(|(_, far)| *far).collect();
-        for (member, link) in ends {
-            self.links.remove(&(member, link));
-            self.inputs.push_back((member, Input::LinkDown { link, reason: "reset".into() }));
-        }
-        self.links.retain(|(member, _), _| *member != at);
-    }
-
-    /// Breaks the links of two members, for good.
-    pub fn cut(&mut self, one: usize, other: usize) {
-        self.cuts.extend([(one, other), (other, one)]);
-        let cut = |near: usize, far: usize| (near == one && far == other) || (near == other && far == one);
-        let ends: Vec<_> =
-            self.links.iter().filter(|((near, _), (far, _))| cut(*near, *far)).map(|(end, _)| *end).collect();
-        for (member, link) in ends {
-            self.links.remove(&(member, link));
-            self.inputs.push_back((member, Input::LinkDown { link, reason: "cut".into() }));
-        }
-    }
-
     fn spend(&mut self, at: usize, time: std::time::Duration) {
         if let Some(spent) = self.spent.get_mut(at) {
             *spent += time;
-        }
-    }
-
-    /// Lets all members reach each other again.
-    pub fn mend(&mut self) {
-        self.cuts.clear();
-        for at in 0..self.members.len() {
-            self.dial(at);
         }
     }
 

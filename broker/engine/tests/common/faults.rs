@@ -1,0 +1,90 @@
+//! Members die, come back on damaged disks, and lose touch.
+
+use holdfast_engine::identity::MemberUuid;
+use holdfast_engine::{Input, Member, MemberConfig, Start};
+use holdfast_journal::Recovered;
+use holdfast_queue::ids::BootId;
+use holdfast_queue::time::Instant;
+
+use super::{Cluster, MemoryDisk, Running, address};
+
+pub fn start(at: usize, boot: u64, recovered: Recovered, disk: &MemoryDisk, now: Instant) -> Member<MemoryDisk> {
+    let config = MemberConfig {
+        name: format!("m{at}"),
+        zone: format!("zone-{at}"),
+        advertise_peer: address(at),
+        ..MemberConfig::default()
+    };
+    let start = Start {
+        boot: BootId(boot),
+        new_uuid: MemberUuid(1000 + at as u128),
+        seed: 7 * boot,
+        recovered,
+        reader: disk.clone(),
+        now,
+        wall_ms: now.0 / 1000,
+    };
+    Member::new(config, start).expect("a disk that it wrote")
+}
+
+impl Cluster {
+    /// Ends a member at once; its links break, its clients too.
+    pub fn kill(&mut self, at: usize) {
+        self.members[at] = None;
+        self.inputs.retain(|(to, _)| *to != at);
+        let ends: Vec<_> = self.links.iter().filter(|((member, _), _)| *member == at).map(|(_, far)| *far).collect();
+        for (member, link) in ends {
+            self.links.remove(&(member, link));
+            self.inputs.push_back((member, Input::LinkDown { link, reason: "reset".into() }));
+        }
+        self.links.retain(|(member, _), _| *member != at);
+    }
+
+    /// Breaks the links of two members, for good.
+    pub fn cut(&mut self, one: usize, other: usize) {
+        self.cuts.extend([(one, other), (other, one)]);
+        let cut = |near: usize, far: usize| (near == one && far == other) || (near == other && far == one);
+        let ends: Vec<_> =
+            self.links.iter().filter(|((near, _), (far, _))| cut(*near, *far)).map(|(end, _)| *end).collect();
+        for (member, link) in ends {
+            self.links.remove(&(member, link));
+            self.inputs.push_back((member, Input::LinkDown { link, reason: "cut".into() }));
+        }
+    }
+
+    /// Lets all members reach each other again.
+    pub fn mend(&mut self) {
+        self.cuts.clear();
+        for at in 0..self.members.len() {
+            self.dial(at);
+        }
+    }
+
+    /// Starts a killed member again on what its disk holds, after `damage` had its way with that.
+    pub fn restart(&mut self, at: usize, damage: impl FnOnce(&mut Recovered)) {
+        let disk = self.disks[at].clone();
+        let mut recovered = disk.recover();
+        damage(&mut recovered);
+        self.starts += 1;
+        let member = start(at, 1_000 + self.starts, recovered, &disk, self.now);
+        self.members[at] = Some(Running { member, dialled: Vec::new() });
+        self.settle();
+        for other in 0..self.members.len() {
+            self.dial(other);
+        }
+        self.settle();
+    }
+
+    /// Writes of this member's disk take until [`Cluster::resume_disk`].
+    pub fn stall_disk(&mut self, at: usize) {
+        self.disks[at].stall();
+    }
+
+    pub fn resume_disk(&mut self, at: usize) {
+        for batch in self.disks[at].resume() {
+            let written = self.disks[at].write(batch);
+            self.inputs.push_back((at, Input::Written(written)));
+        }
+        self.settle();
+    }
+}
