@@ -204,6 +204,7 @@ fn purge_and_delete_tell_how_much_went_and_a_deleted_queue_cancels_its_consumers
 #[test]
 fn a_message_of_100_mib_passes_and_small_ones_follow() {
     let mut cluster = Cluster::ready(3);
+    cluster.largest_body = 100 << 20;
     let mut client = cluster.client(1);
     client.declare(&mut cluster, "q");
     client.confirm_select(&mut cluster);
