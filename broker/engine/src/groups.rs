@@ -10,7 +10,7 @@ use holdfast_queue::meta::MetaCommand;
 use holdfast_queue::queue::{QueueCommand, QueueEffect, QueueReply};
 use holdfast_queue::time::Instant;
 use holdfast_queue::{AnyEffect, AnyMachine};
-use holdfast_replica::{HostOutput, ProposeError};
+use holdfast_replica::{HostOutput, PayloadError, ProposeError};
 
 use crate::member::Member;
 use crate::peer_message::{HomeEffect, PeerMessage};
@@ -310,7 +310,11 @@ impl<R: EntryReader> Member<R> {
                 self.transient_payload(at.index).ok_or_else(|| "it is gone".to_owned())
             } else {
                 let host = self.host.as_mut()?;
-                host.payload(group, at.index).map_err(|error| error.to_string())
+                let payload = host.payload(group, at.index);
+                if let Err(PayloadError::Read(error)) = &payload {
+                    host.payload_lost(group, &error.to_string());
+                }
+                payload.map_err(|error| error.to_string())
             };
             match payload {
                 Ok(payload) => self.leaderships.last_payload = Some((group, at.index, payload)),

@@ -289,6 +289,12 @@ impl<R: EntryReader> Member<R> {
     }
 
     fn journal_upkeep(&mut self, upkeep: Upkeep) {
+        for finding in &upkeep.findings {
+            self.event(Severity::Error, format!("the journal is damaged: {finding}"));
+        }
+        if let Some(host) = self.host.as_mut() {
+            host.handle_upkeep(&upkeep, self.now);
+        }
         if let Some(space) = upkeep.space {
             let low_before = self.space.is_some_and(|before| before.low);
             if space.low != low_before {

@@ -6,6 +6,7 @@
 //! forgotten with the segment that made it, and entries that it dropped would come back.
 
 use crate::index_set::IndexSet;
+use crate::live_set::{LiveSet, RecordSize};
 use crate::record::{
     HardStatePayload, Kind, ListedGroup, Mark, Record, Summary, bare_record, corrupt_record, corruption_of, indexes_of,
     indexes_record,
@@ -26,12 +27,29 @@ pub(crate) struct Accounting {
     /// Destroyed groups of which some record may still be on disk, and the segment that says so.
     tombstones: BTreeMap<GroupKey, u32>,
     segments: BTreeMap<u32, SegmentAccount>,
+    /// Segments with nothing live that must stay a while: somebody may still read what was moved out of them.
+    held: BTreeSet<u32>,
 }
 
 #[derive(Debug, Default)]
 struct SegmentAccount {
-    live: u64,
+    /// Live entries above a prefix.
+    entries: u64,
+    /// Live payloads below a prefix.
+    bodies: u64,
+    /// What both take, about.
+    live_bytes: u64,
     groups: BTreeSet<GroupKey>,
+}
+
+/// What a segment holds that is still needed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct SegmentUse {
+    /// Log entries above their group's prefix. They cannot be moved.
+    pub entries: u64,
+    /// Payloads below it. They can.
+    pub bodies: u64,
+    pub live_bytes: u64,
 }
 
 #[derive(Debug, Default)]
@@ -52,7 +70,7 @@ struct GroupAccount {
 /// Live indexes and the segments that hold them.
 #[derive(Debug, Default)]
 struct Placed {
-    live: IndexSet,
+    live: LiveSet,
     /// From each key on, up to the next one, indexes lie in this segment.
     runs: BTreeMap<u64, u32>,
 }
@@ -62,15 +80,18 @@ impl Placed {
         self.runs.range(..=index).next_back().map(|(_, segment)| *segment)
     }
 
-    fn put(&mut self, index: u64, segment: u32) {
-        self.live.insert(index);
+    fn put(&mut self, index: u64, segment: u32, size: RecordSize) {
+        self.live.insert(index, size);
         let before = self.segment_of(index);
         if before == Some(segment) {
             return;
         }
         self.runs.insert(index, segment);
-        if let Some(before) = before {
-            self.runs.entry(index + 1).or_insert(before);
+        // The run that this index was in goes on at the next live one, unless another begins before that.
+        if let (Some(before), Some(next)) = (before, self.live.first_from(index + 1))
+            && self.runs.range(index + 1..=next).next().is_none()
+        {
+            self.runs.insert(next, before);
         }
         if index > 0 && self.runs.range(..index).next_back().is_some_and(|(_, left)| *left == segment) {
             self.runs.remove(&index);
@@ -79,7 +100,7 @@ impl Placed {
 
     /// Forgets runs that no live index is in.
     fn prune(&mut self) {
-        match self.live.iter().next() {
+        match self.live.first() {
             None => self.runs.clear(),
             Some(first) => {
                 let start = self.runs.range(..=first).next_back().map_or(first, |(start, _)| *start);
@@ -91,61 +112,79 @@ impl Placed {
 
 type SegmentAccounts = BTreeMap<u32, SegmentAccount>;
 
-fn release(segments: &mut SegmentAccounts, segment: Option<u32>) {
+/// What a live payload is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Entry,
+    Body,
+}
+
+fn release(segments: &mut SegmentAccounts, segment: Option<u32>, role: Role, size: RecordSize) {
     if let Some(account) = segment.and_then(|segment| segments.get_mut(&segment)) {
-        account.live -= 1;
+        let count = if role == Role::Entry { &mut account.entries } else { &mut account.bodies };
+        *count -= 1;
+        account.live_bytes -= size.bytes();
     }
 }
 
-fn occupy(segments: &mut SegmentAccounts, segment: u32) {
-    segments.entry(segment).or_default().live += 1;
+fn occupy(segments: &mut SegmentAccounts, segment: u32, role: Role, size: RecordSize) {
+    let account = segments.entry(segment).or_default();
+    let count = if role == Role::Entry { &mut account.entries } else { &mut account.bodies };
+    *count += 1;
+    account.live_bytes += size.bytes();
 }
 
 impl GroupAccount {
     fn truncate(&mut self, from: u64, segments: &mut SegmentAccounts) {
         let dropped = self.log.live.split_off(from);
-        for index in dropped.iter() {
-            release(segments, self.log.segment_of(index));
+        for (index, size) in dropped.iter() {
+            release(segments, self.log.segment_of(index), Role::Entry, size);
         }
         self.log.runs.split_off(&from);
         self.last = from.saturating_sub(1);
     }
 
-    fn entry(&mut self, index: u64, segment: u32, segments: &mut SegmentAccounts) {
+    fn entry(&mut self, index: u64, segment: u32, size: RecordSize, segments: &mut SegmentAccounts) {
         if index > self.compacted {
             self.truncate(index, segments);
-            self.log.put(index, segment);
+            self.log.put(index, segment, size);
             self.last = index;
-            occupy(segments, segment);
+            occupy(segments, segment, Role::Entry, size);
         } else if self.bodies.live.contains(index) && !self.installed.contains(index) {
             // The last batch before a restart is replayed twice.
-            release(segments, self.bodies.segment_of(index));
-            self.bodies.put(index, segment);
-            occupy(segments, segment);
+            self.place_body(index, segment, size, segments);
         }
     }
 
-    fn body(&mut self, index: u64, segment: u32, segments: &mut SegmentAccounts) {
-        if self.bodies.live.contains(index) {
-            release(segments, self.bodies.segment_of(index));
-        }
-        self.bodies.put(index, segment);
+    fn body(&mut self, index: u64, segment: u32, size: RecordSize, segments: &mut SegmentAccounts) {
+        self.place_body(index, segment, size, segments);
         self.installed.insert(index);
-        occupy(segments, segment);
+    }
+
+    fn place_body(&mut self, index: u64, segment: u32, size: RecordSize, segments: &mut SegmentAccounts) {
+        self.drop_body(index, segments);
+        self.bodies.put(index, segment, size);
+        occupy(segments, segment, Role::Body, size);
+    }
+
+    fn drop_body(&mut self, index: u64, segments: &mut SegmentAccounts) {
+        self.installed.remove(index);
+        if let Some(size) = self.bodies.live.remove(index) {
+            release(segments, self.bodies.segment_of(index), Role::Body, size);
+        }
     }
 
     fn compact(&mut self, up_to: u64, live: &IndexSet, segments: &mut SegmentAccounts) {
         self.keep_bodies(live, up_to, segments);
         let above = self.log.live.split_off(up_to.saturating_add(1));
         let below = std::mem::replace(&mut self.log.live, above);
-        for index in below.iter() {
+        for (index, size) in below.iter() {
             let segment = self.log.segment_of(index);
-            match segment {
-                Some(segment) if live.contains(index) && !self.bodies.live.contains(index) => {
-                    self.bodies.put(index, segment);
-                    self.installed.remove(index);
-                }
-                _ => release(segments, segment),
+            release(segments, segment, Role::Entry, size);
+            if let Some(segment) = segment.filter(|_| live.contains(index) && !self.bodies.live.contains(index)) {
+                self.bodies.put(index, segment, size);
+                self.installed.remove(index);
+                occupy(segments, segment, Role::Body, size);
             }
         }
         self.log.prune();
@@ -156,17 +195,17 @@ impl GroupAccount {
 
     /// Of the bodies at or below `up_to` only `live` is kept.
     fn keep_bodies(&mut self, live: &IndexSet, up_to: u64, segments: &mut SegmentAccounts) {
-        let dead: Vec<u64> = self.bodies.live.difference(live).take_while(|index| *index <= up_to).collect();
+        let indexes = self.bodies.live.iter().map(|(index, _)| index).take_while(|index| *index <= up_to);
+        let dead: Vec<u64> = indexes.filter(|index| !live.contains(*index)).collect();
         for index in dead {
-            self.bodies.live.remove(index);
-            release(segments, self.bodies.segment_of(index));
+            self.drop_body(index, segments);
         }
     }
 
     fn reset(&mut self, index: u64, segments: &mut SegmentAccounts) {
         self.truncate(index.saturating_add(1), segments);
-        let mut kept = self.bodies.live.clone();
-        for entry in self.log.live.iter() {
+        let mut kept = self.bodies.live.indexes();
+        for (entry, _) in self.log.live.iter() {
             kept.insert(entry);
         }
         self.compact(index, &kept, segments);
@@ -179,9 +218,9 @@ impl GroupAccount {
     }
 
     fn release_all(&self, segments: &mut SegmentAccounts) {
-        for placed in [&self.log, &self.bodies] {
-            for index in placed.live.iter() {
-                release(segments, placed.segment_of(index));
+        for (placed, role) in [(&self.log, Role::Entry), (&self.bodies, Role::Body)] {
+            for (index, size) in placed.live.iter() {
+                release(segments, placed.segment_of(index), role, size);
             }
         }
     }
@@ -192,18 +231,20 @@ impl GroupAccount {
             mark: self.mark,
             compacted: self.compacted,
             last: self.last,
-            live_bodies: self.bodies.live.clone(),
+            live_bodies: self.bodies.live.indexes(),
         }
     }
 }
 
 impl Accounting {
-    /// Notes a record that lies, or will lie, in `segment`. Records come in the order of the log.
-    pub(crate) fn apply(&mut self, record: &Record, segment: u32) {
+    /// Notes a record that lies, or will lie, in `segment`. Records come in the order of the log. `len` is that of the
+    /// payload, which entries and bodies may come without.
+    pub(crate) fn apply(&mut self, record: &Record, segment: u32, len: u32) {
         if record.key == JOURNAL_KEY {
             return;
         }
-        let Self { groups, tombstones, segments } = self;
+        let Self { groups, tombstones, segments, .. } = self;
+        let size = RecordSize::of_payload(len);
         segments.entry(segment).or_default().groups.insert(record.key);
         if record.kind == Kind::Destroy {
             if let Some(group) = groups.remove(&record.key) {
@@ -214,8 +255,8 @@ impl Accounting {
         }
         let group = groups.entry(record.key).or_default();
         match record.kind {
-            Kind::Entry => group.entry(record.index, segment, segments),
-            Kind::Body => group.body(record.index, segment, segments),
+            Kind::Entry => group.entry(record.index, segment, size, segments),
+            Kind::Body => group.body(record.index, segment, size, segments),
             Kind::HardState => group.hard_state = HardStatePayload::decode(record).map(|payload| payload.0),
             Kind::Mark => group.mark = Mark::decode(record),
             Kind::Compact => {
@@ -224,9 +265,7 @@ impl Accounting {
             }
             Kind::Dead => {
                 for index in indexes_of(record).unwrap_or_default().iter() {
-                    if group.bodies.live.remove(index) {
-                        release(segments, group.bodies.segment_of(index));
-                    }
+                    group.drop_body(index, segments);
                 }
             }
             Kind::Reset => group.reset(record.index, segments),
@@ -266,7 +305,7 @@ impl Accounting {
         let going: Vec<u32> = self
             .segments
             .range(..active)
-            .filter(|(number, segment)| segment.live == 0 && !self.is_pinned(**number))
+            .filter(|(number, segment)| segment.entries + segment.bodies == 0 && self.may_go(**number))
             .map(|(number, _)| *number)
             .take(MAX_REMOVALS_PER_BATCH)
             .collect();
@@ -282,19 +321,20 @@ impl Accounting {
         let numbers = going.iter().map(|number| u64::from(*number));
         records.push(indexes_record(Kind::Removed, JOURNAL_KEY, 0, numbers));
         for record in &records[from..] {
-            self.apply(record, active);
+            self.apply(record, active, record.payload.len() as u32);
         }
         going
     }
 
-    /// Whether the segment separates two lives of a key, of which the older one is still on disk. A replica that leaves
-    /// a member and comes back has the same key.
-    fn is_pinned(&self, segment: u32) -> bool {
-        self.tombstones.iter().any(|(key, own)| {
+    /// Not while somebody may read from it, and not while it separates two lives of a key, of which the older one is still
+    /// on disk: a replica that leaves a member and comes back has the same key.
+    fn may_go(&self, segment: u32) -> bool {
+        let separates = self.tombstones.iter().any(|(key, own)| {
             *own == segment
                 && self.groups.contains_key(key)
                 && self.segments.range(..segment).any(|(_, older)| older.groups.contains(key))
-        })
+        });
+        !separates && !self.held.contains(&segment)
     }
 
     fn carry_forward(&self, key: GroupKey, going: &[u32], records: &mut Vec<Record>) {
@@ -321,6 +361,66 @@ impl Accounting {
     pub(crate) fn removed(&mut self, segment: u32) {
         self.segments.remove(&segment);
         self.tombstones.retain(|_, own| *own != segment);
+        self.held.remove(&segment);
+    }
+
+    /// Keeps the segment although nothing in it may be live, or no longer.
+    pub(crate) fn hold(&mut self, segment: u32, hold: bool) {
+        if hold {
+            self.held.insert(segment);
+        } else {
+            self.held.remove(&segment);
+        }
+    }
+
+    /// Whether a write into `active` would remove a segment.
+    pub(crate) fn can_retire(&self, active: u32) -> bool {
+        let mut older = self.segments.range(..active);
+        older.any(|(number, segment)| segment.entries + segment.bodies == 0 && self.may_go(*number))
+    }
+
+    /// What is live in a segment.
+    pub(crate) fn usage(&self, segment: u32) -> SegmentUse {
+        self.segments.get(&segment).map_or(SegmentUse::default(), |account| SegmentUse {
+            entries: account.entries,
+            bodies: account.bodies,
+            live_bytes: account.live_bytes,
+        })
+    }
+
+    /// About what all live records take.
+    pub(crate) fn live_bytes(&self) -> u64 {
+        self.segments.values().map(|account| account.live_bytes).sum()
+    }
+
+    /// Whether this record, found in `segment`, is the one that a live payload below its group's prefix is read from,
+    /// provided that it is the last one of its kind and index there.
+    pub(crate) fn is_live_body(&self, kind: Kind, key: GroupKey, index: u64, segment: u32) -> bool {
+        self.groups.get(&key).is_some_and(|group| {
+            let as_body = group.installed.contains(index);
+            index <= group.compacted
+                && kind == if as_body { Kind::Body } else { Kind::Entry }
+                && group.bodies.live.contains(index)
+                && group.bodies.segment_of(index) == Some(segment)
+        })
+    }
+
+    /// Whether the record is one that a group still needs, entries above the prefix included; see
+    /// [`Accounting::is_live_body`].
+    pub(crate) fn is_live(&self, kind: Kind, key: GroupKey, index: u64, segment: u32) -> bool {
+        let in_log = self.groups.get(&key).is_some_and(|group| {
+            kind == Kind::Entry && group.log.live.contains(index) && group.log.segment_of(index) == Some(segment)
+        });
+        in_log || self.is_live_body(kind, key, index, segment)
+    }
+
+    /// Groups whose log above the prefix has entries in the segment or in an older one.
+    pub(crate) fn groups_pinning(&self, segment: u32) -> Vec<GroupKey> {
+        let pins = |group: &GroupAccount| {
+            let first = group.log.live.first().and_then(|first| group.log.segment_of(first));
+            first.is_some_and(|first| first <= segment)
+        };
+        self.groups.iter().filter(|(_, group)| pins(group)).map(|(key, _)| *key).collect()
     }
 
     /// The checkpoint of the group that counts.

@@ -62,32 +62,6 @@ impl IndexSet {
     pub(crate) fn iter(&self) -> impl Iterator<Item = u64> + '_ {
         self.blocks.iter().flat_map(|(block, bits)| bits_of(*block, *bits))
     }
-
-    /// What is here and not in `other`, ascending.
-    pub(crate) fn difference<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = u64> + 'a {
-        self.blocks
-            .iter()
-            .flat_map(move |(block, bits)| bits_of(*block, bits & !other.blocks.get(block).copied().unwrap_or(0)))
-    }
-
-    /// Removes and returns everything at or above `index`.
-    pub(crate) fn split_off(&mut self, index: u64) -> Self {
-        let mut tail = Self { blocks: self.blocks.split_off(&(index / 64)) };
-        let below = (1u64 << (index % 64)) - 1;
-        if let Some(mut first) = tail.blocks.first_entry()
-            && *first.key() == index / 64
-        {
-            let kept = *first.get() & below;
-            *first.get_mut() &= !below;
-            if *first.get() == 0 {
-                first.remove();
-            }
-            if kept != 0 {
-                self.blocks.insert(index / 64, kept);
-            }
-        }
-        tail
-    }
 }
 
 fn bits_of(block: u64, mut bits: u64) -> impl Iterator<Item = u64> {
@@ -117,10 +91,6 @@ mod tests {
             match state >> 61 {
                 0..=2 => assert_eq!(ours.insert(index), plain.insert(index)),
                 3..=4 => assert_eq!(ours.remove(index), plain.remove(&index)),
-                5 if step % 20 == 0 => {
-                    let tail = ours.split_off(index);
-                    assert!(tail.iter().eq(plain.split_off(&index)));
-                }
                 6 if step % 20 == 0 => {
                     ours.insert_range(index, index + 70);
                     plain.extend(index..index + 70);

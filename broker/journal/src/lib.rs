@@ -30,14 +30,18 @@ mod chore;
 pub mod conformance;
 mod encoding;
 mod filesystem;
+mod footer;
 mod identity;
 mod index_set;
 mod keeper;
+mod live_set;
 mod reader;
 mod record;
 mod recovery;
+mod relocation;
 mod replay;
 mod scan;
+mod scrub;
 mod segment;
 mod space;
 mod types;
@@ -47,7 +51,8 @@ pub use chore::{Chore, Done};
 pub use filesystem::{DiskSpace, FileSystem, RealFileSystem, StoredFile};
 pub use reader::{EntryReader, JournalReader, ReadError};
 pub use types::{
-    Batch, BatchId, Checkpoint, Corruption, Finding, GroupKey, HardState, Incarnation, JournalConfig, JournalError,
-    Location, Op, Recovered, RecoveredEntry, RecoveredGroup, Space, Upkeep, Written, WrittenRecord,
+    Batch, BatchId, Checkpoint, Corruption, Damage, Finding, GroupKey, HardState, Incarnation, JournalConfig,
+    JournalError, Location, MovedBody, Moves, Op, Recovered, RecoveredEntry, RecoveredGroup, Space, Upkeep, Written,
+    WrittenRecord,
 };
 pub use writer::Journal;

@@ -32,6 +32,24 @@ pub(crate) struct ReadableSegment<F> {
     pub epoch: u64,
 }
 
+impl<F: StoredFile> ReadableSegment<F> {
+    /// The payload of the record there, verified.
+    pub(crate) fn read(&self, location: Location) -> Result<Bytes, ReadError> {
+        let mut buffer = vec![0; RECORD_HEADER_BYTES + location.len as usize];
+        let count = self
+            .file
+            .read_at(u64::from(location.offset), &mut buffer)
+            .map_err(|error| ReadError::Io { location, kind: error.kind() })?;
+        let verified = count == buffer.len()
+            && RecordHeader::decode(&buffer, self.epoch)
+                .is_some_and(|header| header.len == location.len && header.verify(&buffer[RECORD_HEADER_BYTES..]));
+        if !verified {
+            return Err(ReadError::Damaged { location });
+        }
+        Ok(Bytes::from(buffer).slice(RECORD_HEADER_BYTES..))
+    }
+}
+
 /// The open segments, by number.
 pub(crate) type Segments<F> = BTreeMap<u32, Arc<ReadableSegment<F>>>;
 
@@ -59,7 +77,7 @@ impl<F: FileSystem> JournalReader<F> {
         self.segments.write().unwrap_or_else(PoisonError::into_inner).remove(&number);
     }
 
-    fn segment(&self, number: u32) -> Option<Arc<ReadableSegment<F::File>>> {
+    pub(crate) fn segment(&self, number: u32) -> Option<Arc<ReadableSegment<F::File>>> {
         self.segments.read().unwrap_or_else(PoisonError::into_inner).get(&number).cloned()
     }
 }
@@ -67,17 +85,6 @@ impl<F: FileSystem> JournalReader<F> {
 impl<F: FileSystem> EntryReader for JournalReader<F> {
     fn read(&self, location: Location) -> Result<Bytes, ReadError> {
         let segment = self.segment(location.segment).ok_or(ReadError::Gone { location })?;
-        let mut buffer = vec![0; RECORD_HEADER_BYTES + location.len as usize];
-        let count = segment
-            .file
-            .read_at(u64::from(location.offset), &mut buffer)
-            .map_err(|error| ReadError::Io { location, kind: error.kind() })?;
-        let verified = count == buffer.len()
-            && RecordHeader::decode(&buffer, segment.epoch)
-                .is_some_and(|header| header.len == location.len && header.verify(&buffer[RECORD_HEADER_BYTES..]));
-        if !verified {
-            return Err(ReadError::Damaged { location });
-        }
-        Ok(Bytes::from(buffer).slice(RECORD_HEADER_BYTES..))
+        segment.read(location)
     }
 }

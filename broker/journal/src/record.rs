@@ -43,7 +43,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    fn from_byte(byte: u8) -> Option<Self> {
+    pub(crate) fn from_byte(byte: u8) -> Option<Self> {
         use Kind::{Body, Compact, Corrupt, Dead, Destroy, Entry, HardState, Mark, Removed, Reset, Summary};
         [Entry, HardState, Body, Mark, Compact, Dead, Reset, Destroy, Summary, Corrupt, Removed]
             .into_iter()

@@ -1,7 +1,7 @@
 //! From the files of a stopped, killed or unplugged member to a journal that can go on.
 //!
 //! 1. The newest segment's header lists the older ones; files it does not list were removed and came back.
-//! 2. Segments are read in order. Damage in a batch that was durable is corruption of its groups; damage in the last
+//! 2. Segments are read in order: of sealed ones the footer, of all others everything. Damage in a batch that was durable is corruption of its groups; damage in the last
 //!    batch of the newest segment is a torn tail, and the log is cut there.
 //! 3. The last batch may be in the page cache only (its sync failed, or the process died within it). It is written
 //!    again, into a new segment with a new epoch, whose header holds the cut. What is known of corruption goes along.
@@ -10,6 +10,7 @@
 use crate::accounting::{Accounting, JOURNAL_KEY};
 use crate::checkpoint::{checkpoint_name, is_checkpoint_name};
 use crate::filesystem::{FileSystem, StoredFile};
+use crate::footer::{Footer, FooterBuilder};
 use crate::identity;
 use crate::index_set::IndexSet;
 use crate::reader::{JournalReader, ReadableSegment, Segments};
@@ -18,7 +19,7 @@ use crate::replay::Replay;
 use crate::scan::{ScanEnd, ScanLimit, ScanPlan, Scanned, ScannedBatch, find_first_batch, scan};
 use crate::segment::{SealedSegment, SegmentHeader, segment_name, segment_number};
 use crate::types::{Finding, GroupKey, JournalConfig, JournalError, Location, Recovered, RecoveredGroup};
-use crate::writer::{Journal, Resume};
+use crate::writer::{Journal, Resume, Unsealed};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -35,6 +36,8 @@ pub(crate) fn open<F: FileSystem>(fs: F, config: JournalConfig) -> Result<(Journ
         accounting: Accounting::default(),
         segments: Segments::new(),
         kept: BTreeMap::new(),
+        footers: BTreeMap::new(),
+        unsealed: Vec::new(),
         leftovers: names.iter().filter(|name| name.ends_with(".tmp")).cloned().collect(),
         tail: Vec::new(),
         cut: None,
@@ -56,6 +59,10 @@ struct Recovery<F: FileSystem> {
     segments: Segments<F::File>,
     /// Segments that stay, as the new header lists them.
     kept: BTreeMap<u32, SealedSegment>,
+    /// The sizes of footers that verify.
+    footers: BTreeMap<u32, u32>,
+    /// Segments that are whole and have no footer, or no good one.
+    unsealed: Vec<Unsealed<F>>,
     /// Files to remove once the new segment is durable.
     leftovers: Vec<String>,
     /// Records of the last batch, when it may not be durable.
@@ -76,6 +83,10 @@ struct Newest {
     made_bytes: u64,
     /// None when the header is damaged.
     older: Option<Vec<SealedSegment>>,
+    /// What is to become its footer; none when it is damaged.
+    footer: Option<FooterBuilder>,
+    /// It has a footer already, so it was full, and another one was begun.
+    was_sealed: bool,
 }
 
 impl<F: FileSystem> Recovery<F> {
@@ -118,6 +129,8 @@ impl<F: FileSystem> Recovery<F> {
             reader,
             accounting: std::mem::take(&mut self.accounting),
             older: std::mem::take(&mut self.kept),
+            footers: std::mem::take(&mut self.footers),
+            unsealed: std::mem::take(&mut self.unsealed),
             next_segment: numbers.last().map_or(1, |number| number + 1),
             next_sequence: last_sequence + 1,
             identity_changes,
@@ -155,11 +168,27 @@ impl<F: FileSystem> Recovery<F> {
             };
             let mut scanned = Vec::new();
             let end = scan(&plan, &bytes, &mut |found| scanned.push(found));
+            let footer = header
+                .as_ref()
+                .and_then(|_| rebuilt_footer(&bytes, &scanned, end.last_sequence.saturating_sub(1), end.cut));
+            let was_sealed =
+                Footer::load(&file, end.cut as u32).is_some_and(|found| (found.number, found.epoch) == (number, epoch));
             self.segments.insert(number, Arc::new(ReadableSegment { file, epoch }));
             let made_bytes = header.as_ref().map_or(0, |header| header.file_bytes);
             let older = header.map(|header| header.older);
             let file_bytes = bytes.len() as u64;
-            return Ok(Some(Newest { number, epoch, first_sequence, scanned, end, file_bytes, made_bytes, older }));
+            return Ok(Some(Newest {
+                number,
+                epoch,
+                first_sequence,
+                scanned,
+                end,
+                file_bytes,
+                made_bytes,
+                older,
+                footer,
+                was_sealed,
+            }));
         }
         Ok(None)
     }
@@ -225,6 +254,9 @@ impl<F: FileSystem> Recovery<F> {
     fn replay_sealed(&mut self, sealed: SealedSegment) -> Result<(), JournalError> {
         let number = sealed.number;
         let name = segment_name(number);
+        if self.replay_footer(sealed)? {
+            return Ok(());
+        }
         let (file, bytes) = self.read_segment(number)?;
         let header = SegmentHeader::decode(&bytes, &name)?.filter(|header| header.epoch == sealed.epoch);
         if header.is_none() {
@@ -238,24 +270,58 @@ impl<F: FileSystem> Recovery<F> {
             first_sequence: sealed.first_sequence,
             limit: ScanLimit::Sealed { last_sequence: sealed.last_sequence, proven: sealed.proven },
         };
-        scan(&plan, &bytes, &mut |found| {
+        let mut scanned = Vec::new();
+        scan(&plan, &bytes, &mut |found| scanned.push(found));
+        let segment = Arc::new(ReadableSegment { file, epoch: sealed.epoch });
+        let footer = rebuilt_footer(&bytes, &scanned, sealed.proven, u64::from(sealed.end));
+        if let Some(footer) = footer.filter(|_| header.is_some()) {
+            self.unsealed.push(Unsealed { sealed, segment: Arc::clone(&segment), footer });
+        }
+        for found in scanned {
             let is_unproven = matches!(&found, Scanned::Batch(batch) if batch.sequence > sealed.proven);
             self.take(number, found, is_unproven);
-        });
-        self.segments.insert(number, Arc::new(ReadableSegment { file, epoch: sealed.epoch }));
+        }
+        self.segments.insert(number, segment);
         self.kept.insert(number, sealed);
         Ok(())
     }
 
+    /// Replays what the segment's footer says. False when there is none that verifies. It speaks of nothing that is not
+    /// proven: a batch that may not have reached the disk is replayed from its copy in the next segment, which was
+    /// durable before the footer was written.
+    fn replay_footer(&mut self, sealed: SealedSegment) -> Result<bool, JournalError> {
+        let number = sealed.number;
+        let name = segment_name(number);
+        let file = self.fs.open(&name).map_err(|error| JournalError::io("open", &name, error))?;
+        let Some(footer) = Footer::load(&file, sealed.end).filter(|footer| footer.belongs_to(&sealed)) else {
+            return Ok(false);
+        };
+        let mut records = footer.records();
+        for (record, location) in records.by_ref() {
+            self.replay.apply(&record, location);
+            self.accounting.apply(&record, number, location.len);
+        }
+        if !records.is_complete() {
+            self.find(&name, "the footer verifies and makes no sense");
+            self.replay.lost(&format!("the footer of {name} makes no sense"));
+        }
+        self.tail = Vec::new();
+        self.footers.insert(number, footer.stored_bytes);
+        self.segments.insert(number, Arc::new(ReadableSegment { file, epoch: sealed.epoch }));
+        self.kept.insert(number, sealed);
+        Ok(true)
+    }
+
     fn replay_newest(&mut self, newest: Newest) -> u64 {
-        let Newest { number, epoch, first_sequence, scanned, end, file_bytes, made_bytes, .. } = newest;
+        let Newest { number, epoch, first_sequence, scanned, end, file_bytes, made_bytes, footer, was_sealed, .. } =
+            newest;
         let name = segment_name(number);
         // The length is durable before the first batch is written.
-        if file_bytes < made_bytes && !scanned.is_empty() {
+        if file_bytes < made_bytes && !scanned.is_empty() && !was_sealed {
             let why = format!("{name} was cut: it has {file_bytes} bytes of {made_bytes}");
             self.find(&name, &format!("{why}; no crash does that, so it is not a torn tail"));
             self.replay.lost(&why);
-        } else if end.torn {
+        } else if end.torn && !was_sealed {
             let what = format!("the last write was torn; the log is cut at byte {} of {file_bytes}", end.cut);
             self.find(&name, &what);
         }
@@ -264,7 +330,7 @@ impl<F: FileSystem> Recovery<F> {
             self.leftovers.push(name);
             return end.last_sequence;
         }
-        self.cut = Some((name, end.cut));
+        self.cut = Some((name.clone(), end.cut));
         let last = scanned.len() - 1;
         for (position, found) in scanned.into_iter().enumerate() {
             self.take(number, found, position == last);
@@ -278,6 +344,12 @@ impl<F: FileSystem> Recovery<F> {
             proven: end.last_sequence - 1,
         };
         self.kept.insert(number, sealed);
+        if was_sealed {
+            self.find(&name, "it is full and closed, and the segment that was begun after it is missing");
+            self.replay.lost(&format!("the segment after {name} is missing"));
+        } else if let (Some(footer), Some(segment)) = (footer, self.segments.get(&number)) {
+            self.unsealed.push(Unsealed { sealed, segment: Arc::clone(segment), footer });
+        }
         end.last_sequence
     }
 
@@ -299,7 +371,7 @@ impl<F: FileSystem> Recovery<F> {
                 }
                 for (record, location) in &records {
                     self.replay.apply(record, *location);
-                    self.accounting.apply(record, segment);
+                    self.accounting.apply(record, segment, location.len);
                 }
                 // What follows an unproven batch is its copy, or what was written after the copy was durable.
                 self.tail = if is_tail { records } else { Vec::new() };
@@ -356,6 +428,23 @@ impl<F: FileSystem> Recovery<F> {
         }
         Ok((file, bytes.into()))
     }
+}
+
+/// The footer of a segment that was scanned, up to the batch `proven`; none when something in it is damaged.
+fn rebuilt_footer(bytes: &Bytes, scanned: &[Scanned], proven: u64, end: u64) -> Option<FooterBuilder> {
+    let mut builder = FooterBuilder::default();
+    let mut content = end;
+    for found in scanned {
+        match found {
+            Scanned::Batch(batch) if batch.sequence > proven => content = content.min(batch.offset),
+            Scanned::Batch(batch) if batch.damaged.is_empty() => {
+                batch.records.iter().for_each(|(record, location)| builder.record(record, *location));
+            }
+            _ => return None,
+        }
+    }
+    builder.content(bytes.get(..content as usize)?);
+    Some(builder)
 }
 
 /// Segments that the records say were about to be removed.

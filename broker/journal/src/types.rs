@@ -65,12 +65,15 @@ pub enum Op {
     Reset { key: GroupKey, index: u64, term: u64 },
     /// Forget the group: everything that was written under this key before.
     Destroy { key: GroupKey },
+    /// The caller knows the new places of all bodies that were moved up to this one of [`Moves::id`], and reads none from
+    /// its old place any more: the segments that they were moved out of may go. Nothing of it is on disk.
+    MovesTaken { id: u64 },
     /// Replaces the member's identity, a small file of its own, kept twice.
     Identity(Bytes),
 }
 
 impl Op {
-    /// The group that this is about; none for [`Op::Identity`].
+    /// The group that this is about; none for [`Op::Identity`] and [`Op::MovesTaken`].
     pub fn key(&self) -> Option<GroupKey> {
         match self {
             Op::Entry { key, .. }
@@ -81,7 +84,7 @@ impl Op {
             | Op::Dead { key, .. }
             | Op::Reset { key, .. }
             | Op::Destroy { key } => Some(*key),
-            Op::Identity(_) => None,
+            Op::Identity(_) | Op::MovesTaken { .. } => None,
         }
     }
 }
@@ -112,6 +115,43 @@ pub struct Written {
 pub struct Upkeep {
     /// The room on the disk; there after a start, and whenever it is notably different from what was said last.
     pub space: Option<Space>,
+    /// Bodies lie somewhere else now, durably. Answered with [`Op::MovesTaken`] once the new places are known.
+    pub moves: Option<Moves>,
+    /// Groups whose log reaches back into segments that hold little else: each should be checkpointed and compacted,
+    /// whatever the usual reasons to wait. Named again, when it had no effect, once another segment is full.
+    pub pinning: Vec<GroupKey>,
+    /// Payloads that are needed and cannot be read any more. Such a replica must stop serving, as after a recovery that
+    /// found [`Corruption`].
+    pub damaged: Vec<Damage>,
+    /// What else was found on the disk, in words.
+    pub findings: Vec<Finding>,
+}
+
+/// Bodies below their group's prefix that were moved, so that the segment they were in can go.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Moves {
+    /// Grows with each report.
+    pub id: u64,
+    pub bodies: Vec<MovedBody>,
+}
+
+/// A body's new place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MovedBody {
+    pub key: GroupKey,
+    pub index: u64,
+    /// Where it was; if the caller knows it to be elsewhere, the move is not about that.
+    pub from: Location,
+    pub to: Location,
+}
+
+/// A payload that the disk lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    pub key: GroupKey,
+    pub index: u64,
+    /// Where it was, in words.
+    pub why: String,
 }
 
 /// The room that a journal has on its disk.

@@ -3,6 +3,7 @@
 use crate::accounting::Accounting;
 use crate::checkpoint::{self, checkpoint_name};
 use crate::filesystem::{FileSystem, StoredFile};
+use crate::footer::FooterBuilder;
 use crate::identity::{self, StoredIdentity};
 use crate::keeper::Keeper;
 use crate::reader::{JournalReader, ReadableSegment};
@@ -48,6 +49,14 @@ struct Active<F: FileSystem> {
     segment: Arc<ReadableSegment<F::File>>,
     /// Where the next batch starts.
     position: u64,
+    footer: FooterBuilder,
+}
+
+/// A segment that is full, and its footer, which is not written yet.
+pub(crate) struct Unsealed<F: FileSystem> {
+    pub sealed: SealedSegment,
+    pub segment: Arc<ReadableSegment<F::File>>,
+    pub footer: FooterBuilder,
 }
 
 /// What a recovery hands to the writer.
@@ -57,6 +66,9 @@ pub(crate) struct Resume<F: FileSystem> {
     pub reader: JournalReader<F>,
     pub accounting: Accounting,
     pub older: BTreeMap<u32, SealedSegment>,
+    /// The sizes of the footers that are there.
+    pub footers: BTreeMap<u32, u32>,
+    pub unsealed: Vec<Unsealed<F>>,
     pub next_segment: u32,
     pub next_sequence: u64,
     pub identity_changes: u64,
@@ -81,10 +93,9 @@ impl<F: FileSystem> Journal<F> {
 
     /// Starts a new segment behind what a recovery found.
     pub(crate) fn resume(resume: Resume<F>) -> Result<Self, JournalError> {
-        let Resume { fs, mut config, reader, accounting, older, next_segment, next_sequence, identity_changes } =
-            resume;
+        let Resume { fs, mut config, reader, accounting, older, next_segment, next_sequence, .. } = resume;
         config.segment_bytes = config.segment_bytes.min(MAX_BATCH_BYTES);
-        let mut keeper = Keeper::new(SpaceWatch::open(&fs, &config)?, next_segment);
+        let mut keeper = Keeper::new(SpaceWatch::open(&fs, &config)?, next_segment, resume.footers, resume.unsealed);
         let file = create_file(&fs, &config, &mut keeper)?;
         let active = begin_segment(&config, &reader, file, next_sequence, &older)?;
         Ok(Self {
@@ -95,7 +106,7 @@ impl<F: FileSystem> Journal<F> {
             active,
             older,
             next_sequence,
-            identity_changes,
+            identity_changes: resume.identity_changes,
             buffer: Vec::new(),
             poisoned: false,
             keeper,
@@ -121,6 +132,11 @@ impl<F: FileSystem> Journal<F> {
             return Err(JournalError::Poisoned);
         }
         let plan = self.plan(batches)?;
+        for op in batches.iter().flat_map(|batch| &batch.ops) {
+            if let Op::MovesTaken { id } = op {
+                self.moves_taken(*id);
+            }
+        }
         self.poisoned = true;
         let locations = self.carry_out(plan)?;
         self.poisoned = false;
@@ -132,9 +148,15 @@ impl<F: FileSystem> Journal<F> {
         self.older.len() + 1
     }
 
+    /// Bytes that an older segment takes, its footer included.
+    pub(crate) fn segment_bytes_of(&self, number: u32) -> u64 {
+        let end = self.older.get(&number).map_or(0, |sealed| sealed.end);
+        u64::from(end) + u64::from(self.keeper.footers.get(&number).copied().unwrap_or(0))
+    }
+
     /// Bytes that the segments take, apart from what is reserved and not yet written.
     pub fn used_bytes(&self) -> u64 {
-        self.older.values().map(|sealed| u64::from(sealed.end)).sum::<u64>() + self.active.position
+        self.older.keys().map(|number| self.segment_bytes_of(*number)).sum::<u64>() + self.active.position
     }
 
     fn plan(&self, batches: &[Batch]) -> Result<Plan, JournalError> {
@@ -187,10 +209,10 @@ impl<F: FileSystem> Journal<F> {
         Ok(locations)
     }
 
-    /// Writes the records as one batch and syncs. With `retire`, segments without a live record go, and what has to be
-    /// kept of them is added to the records.
+    /// Writes the records as one batch and syncs. With `retire`, bodies that wait to be moved go along, and segments
+    /// without a live record go; what has to be kept of them is added to the records.
     pub(crate) fn append(&mut self, records: &mut Vec<Record>, retire: bool) -> Result<Vec<Location>, JournalError> {
-        if records.is_empty() {
+        if records.is_empty() && !(retire && self.has_own_records()) {
             return Ok(Vec::new());
         }
         let bytes = records_bytes(records) + (records.len() * LISTED_GROUP_BYTES) as u64;
@@ -198,17 +220,22 @@ impl<F: FileSystem> Journal<F> {
         if !is_fresh && self.active.position + bytes > self.config.segment_bytes {
             self.roll()?;
         }
+        let active = self.active.number;
         for record in records.iter() {
-            self.accounting.apply(record, self.active.number);
+            self.accounting.apply(record, active, record.payload.len() as u32);
         }
-        let going = if retire { self.accounting.retire(self.active.number, records) } else { Vec::new() };
+        let asked_for = records.len();
+        if retire {
+            self.add_moves(records);
+        }
+        let going = if retire { self.accounting.retire(active, records) } else { Vec::new() };
         let locations = self.encode(records);
-        let name = segment_name(self.active.number);
-        let file = &self.active.segment.file;
-        file.write_at(self.active.position, &self.buffer).map_err(|error| JournalError::io("write", &name, error))?;
-        file.sync_data().map_err(|error| JournalError::io("sync", &name, error))?;
-        self.active.position += self.buffer.len() as u64;
-        self.next_sequence += 1;
+        self.write_buffer()?;
+        for (record, location) in records.iter().zip(&locations) {
+            self.active.footer.record(record, *location);
+        }
+        self.moves_written(&locations[asked_for..]);
+        self.keeper.relocation.earn(self.buffer.len() as u64);
         if self.buffer.capacity() > KEPT_BUFFER_BYTES {
             self.buffer = Vec::new();
         }
@@ -216,9 +243,22 @@ impl<F: FileSystem> Journal<F> {
             self.reader.remove(number);
             self.older.remove(&number);
             self.accounting.removed(number);
+            self.keeper.removed(number);
             self.remove(&segment_name(number))?;
         }
         Ok(locations)
+    }
+
+    /// Makes the buffer durable at the end of the open segment.
+    fn write_buffer(&mut self) -> Result<(), JournalError> {
+        let name = segment_name(self.active.number);
+        let file = &self.active.segment.file;
+        file.write_at(self.active.position, &self.buffer).map_err(|error| JournalError::io("write", &name, error))?;
+        file.sync_data().map_err(|error| JournalError::io("sync", &name, error))?;
+        self.active.footer.content(&self.buffer);
+        self.active.position += self.buffer.len() as u64;
+        self.next_sequence += 1;
+        Ok(())
     }
 
     /// Fills the buffer with the batch, whole blocks of it.
@@ -250,28 +290,42 @@ impl<F: FileSystem> Journal<F> {
         locations
     }
 
-    /// Seals the open segment and starts the next. Everything in the old one is synced already.
+    /// Ends the open segment and starts the next. Everything in the old one is synced already; its footer is a chore.
     fn roll(&mut self) -> Result<(), JournalError> {
-        let Active { number, first_sequence, ref segment, position } = self.active;
-        let segment = Arc::clone(segment);
         let last_sequence = self.next_sequence - 1;
         let sealed = SealedSegment {
-            number,
-            end: position as u32,
-            epoch: segment.epoch,
-            first_sequence,
+            number: self.active.number,
+            end: self.active.position as u32,
+            epoch: self.active.segment.epoch,
+            first_sequence: self.active.first_sequence,
             last_sequence,
             proven: last_sequence,
         };
-        self.older.insert(number, sealed);
+        self.older.insert(sealed.number, sealed);
         let file = match self.keeper.take_spare() {
             Some(spare) => spare,
             None => create_file(&self.fs, &self.config, &mut self.keeper)?,
         };
-        self.active = begin_segment(&self.config, &self.reader, file, self.next_sequence, &self.older)?;
-        // Not before the next one is there: an open segment that is shorter than it was made was cut by somebody else.
-        let name = segment_name(number);
-        segment.file.set_len(position).map_err(|error| JournalError::io("cut", &name, error))
+        let next = begin_segment(&self.config, &self.reader, file, self.next_sequence, &self.older)?;
+        let Active { segment, footer, .. } = std::mem::replace(&mut self.active, next);
+        self.keeper.unsealed.push_back(Unsealed { sealed, segment, footer });
+        Ok(())
+    }
+
+    pub(crate) fn older(&self) -> &BTreeMap<u32, SealedSegment> {
+        &self.older
+    }
+
+    pub(crate) fn accounting(&self) -> &Accounting {
+        &self.accounting
+    }
+
+    pub(crate) fn accounting_mut(&mut self) -> &mut Accounting {
+        &mut self.accounting
+    }
+
+    pub(crate) fn open_segment(&self, number: u32) -> Option<Arc<ReadableSegment<F::File>>> {
+        self.reader.segment(number)
     }
 
     pub(crate) fn file_system(&self) -> &F {
@@ -298,6 +352,11 @@ impl<F: FileSystem> Journal<F> {
     /// Refuses everything from now on.
     pub(crate) fn poison(&mut self) {
         self.poisoned = true;
+    }
+
+    /// What was begun under [`Journal::poison`] went well.
+    pub(crate) fn unpoison(&mut self) {
+        self.poisoned = false;
     }
 
     fn sync_dir(&self) -> Result<(), JournalError> {
@@ -353,11 +412,14 @@ fn begin_segment<F: FileSystem>(
         file_bytes: file.len().map_err(|error| JournalError::io("read", &name, error))?,
         older: older.values().copied().collect(),
     };
-    file.write_at(0, &header.encode()).map_err(|error| JournalError::io("write", &name, error))?;
+    let bytes = header.encode();
+    file.write_at(0, &bytes).map_err(|error| JournalError::io("write", &name, error))?;
     file.sync_data().map_err(|error| JournalError::io("sync", &name, error))?;
     let segment = Arc::new(ReadableSegment { file, epoch });
     reader.insert(number, Arc::clone(&segment));
-    Ok(Active { number, first_sequence, segment, position: header.stored_bytes() })
+    let mut footer = FooterBuilder::default();
+    footer.content(&bytes);
+    Ok(Active { number, first_sequence, segment, position: bytes.len() as u64, footer })
 }
 
 fn records_bytes(records: &[Record]) -> u64 {
@@ -385,7 +447,7 @@ fn record_of(op: &Op) -> Option<Record> {
         }
         Op::Reset { key, index, term } => bare_record(Kind::Reset, *key, *index, *term),
         Op::Destroy { key } => bare_record(Kind::Destroy, *key, 0, 0),
-        Op::Checkpoint { .. } | Op::Identity(_) => return None,
+        Op::Checkpoint { .. } | Op::Identity(_) | Op::MovesTaken { .. } => return None,
     })
 }
 
@@ -395,7 +457,7 @@ fn report(batches: &[Batch], locations: &[Location]) -> Vec<Written> {
     let mut all = Vec::with_capacity(batches.len());
     for batch in batches {
         let mut written = Written { batch: batch.id, ..Written::default() };
-        for op in batch.ops.iter().filter(|op| !matches!(op, Op::Identity(_))) {
+        for op in batch.ops.iter().filter(|op| !matches!(op, Op::Identity(_) | Op::MovesTaken { .. })) {
             let Some(location) = locations.next().copied() else { break };
             match op {
                 Op::Entry { key, index, term, .. } => {

@@ -19,6 +19,14 @@ const WRITE_BYTES: u64 = 32 << 20;
 
 /// How often an idle journal is asked for news, such as the room on its disk.
 const IDLE: Duration = Duration::from_secs(1);
+/// How often background work is allowed some more, while there is any.
+const GRANT_EVERY: Duration = Duration::from_millis(100);
+/// What it is allowed each time: 8 MiB a second, a tenth of what a slow network volume gives.
+const GRANT_BYTES: u64 = 800 << 10;
+/// Every sealed segment is read again this often, to find damage while there are other copies. The first time comes
+/// after an hour, so that members that are restarted daily are read too.
+const SCRUB_EVERY: Duration = Duration::from_secs(24 * 3600);
+const FIRST_SCRUB: Duration = Duration::from_secs(3600);
 
 /// What the journal's thread waits for.
 enum Work {
@@ -69,7 +77,9 @@ pub fn start<F: FileSystem>(
     let chores = Chores::start(queue.clone())?;
     let handle = JournalHandle { queue, metrics: metrics.clone() };
     let thread = std::thread::Builder::new().name("journal".into()).stack_size(512 << 10).spawn(move || {
-        if let Err(error) = (Writer { journal, inbox, metrics, chores }).work(&work) {
+        let now = Instant::now();
+        let writer = Writer { journal, inbox, metrics, chores, granted_at: now, scrub_at: now + FIRST_SCRUB };
+        if let Err(error) = writer.work(&work) {
             failed(Failure::new(
                 ExitKind::Io,
                 format!("the journal cannot go on: {error}"),
@@ -106,6 +116,8 @@ struct Writer<F: FileSystem> {
     inbox: Lane,
     metrics: Arc<NodeMetrics>,
     chores: Chores<F>,
+    granted_at: Instant,
+    scrub_at: Instant,
 }
 
 impl<F: FileSystem> Writer<F> {
@@ -113,7 +125,8 @@ impl<F: FileSystem> Writer<F> {
         let mut together = Vec::new();
         loop {
             let (mut bytes, mut ends) = (0, false);
-            let mut next = match work.recv_timeout(IDLE) {
+            let patience = if self.journal.has_work() { GRANT_EVERY } else { IDLE };
+            let mut next = match work.recv_timeout(patience) {
                 Ok(first) => Some(first),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
@@ -157,6 +170,15 @@ impl<F: FileSystem> Writer<F> {
         while let Ok(done) = self.chores.done.try_recv() {
             self.journal.chore_done(done)?;
         }
+        let now = Instant::now();
+        if now >= self.scrub_at {
+            self.scrub_at = now + SCRUB_EVERY;
+            self.journal.begin_scrub();
+        }
+        if now.duration_since(self.granted_at) >= GRANT_EVERY {
+            self.granted_at = now;
+            self.journal.grant(GRANT_BYTES);
+        }
         if let Some(chore) = self.journal.next_chore() {
             // The thread ends only with this one.
             let _ = self.chores.todo.send(chore);
@@ -175,7 +197,7 @@ fn size_bytes(batch: &Batch) -> u64 {
         Op::Checkpoint { conf, machine, .. } => conf.len() + machine.len(),
         Op::Compact { live: indexes, .. } | Op::Dead { indexes, .. } => indexes.len() * 8,
         Op::Identity(bytes) => bytes.len(),
-        Op::HardState { .. } | Op::Reset { .. } | Op::Destroy { .. } => 0,
+        Op::HardState { .. } | Op::Reset { .. } | Op::Destroy { .. } | Op::MovesTaken { .. } => 0,
     };
     batch.ops.iter().map(|each| op(each) as u64 + 64).sum()
 }

@@ -21,7 +21,8 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         let due = entries >= cx.config.checkpoint_entries || bytes >= cx.config.checkpoint_bytes;
         // A long queue's state is large: it is written down again when as much was written in entries.
         let worthwhile = bytes + entries * ENTRY_OVERHEAD_BYTES >= self.checkpoint_size;
-        if !due || !worthwhile || self.checkpoint_pending || self.installing {
+        let forced = self.pinning > 0 && self.applied > self.checkpoint;
+        if !(forced || due && worthwhile) || self.checkpoint_pending || self.installing {
             return;
         }
         let index = self.applied;
@@ -42,7 +43,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
     }
 
     /// Compacts the log up to what a durable checkpoint covers and every live replica holds; or, when the log is over its
-    /// limit, up to the checkpoint.
+    /// limit or keeps old segments of the journal for long, up to the checkpoint.
     pub fn maybe_compact(&mut self, cx: &mut Context<M::Effect>) {
         let prefix = self.log().prefix().0;
         // The journal drops at a compaction every body that is not listed, so also those that just came in.
@@ -52,10 +53,10 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         }
         let floor = if self.is_leader() { self.matched_by_live(cx) } else { self.floor };
         let log_bytes = self.log().bytes() + self.log().len() as u64 * ENTRY_OVERHEAD_BYTES;
-        let too_large = log_bytes > cx.config.max_log_bytes;
+        let too_large = log_bytes > cx.config.max_log_bytes || self.pinning > 1;
         let up_to = if too_large { self.checkpoint } else { self.checkpoint.min(floor) };
         // A step of some size, or all there is: each one asks the machine for everything that is live.
-        let worthwhile = up_to == self.checkpoint || up_to >= prefix + cx.config.checkpoint_entries;
+        let worthwhile = self.pinning > 0 || up_to == self.checkpoint || up_to >= prefix + cx.config.checkpoint_entries;
         if up_to <= prefix || !worthwhile || !self.log().is_durable_to(up_to) {
             return;
         }
@@ -63,6 +64,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         // were given up before the restart.
         let live = self.machine.live_indexes();
         let live = self.log_mut().compact(up_to, live);
+        self.pinning = 0;
         debug!(group = %self.id, up_to, live = live.len(), too_large, "compacted");
         self.push_applied_lazily(cx);
         cx.writes.push_lazily(Op::Compact { key: self.key, up_to, live }, cx.now);

@@ -74,6 +74,8 @@ pub(crate) struct Group<M: Machine, R: EntryReader> {
     pub checkpoint_size: u64,
     /// Entries and bytes applied since the last checkpoint.
     pub applied_since: (u64, u64),
+    /// How often the journal has said that the log keeps old segments, since the log was last compacted.
+    pub pinning: u32,
     /// From the leader: how far all live replicas hold the log.
     pub floor: u64,
     /// Payloads below the prefix that died while a snapshot that needs them is being sent.
@@ -144,6 +146,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
             checkpoint_pending: false,
             checkpoint_size: 0,
             applied_since: (0, 0),
+            pinning: 0,
             floor: 0,
             deferred_dead: Vec::new(),
             prepared: None,

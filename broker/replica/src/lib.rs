@@ -15,6 +15,7 @@
 //! | `copies` | on how many disks an entry is |
 //! | `leadership` | the lease, effects that wait for it, transfers |
 //! | `clock`, `suspicion` | ticks, quiescence; ranked elections when a member dies |
+//! | `upkeep` | bodies that the journal moved, logs that it wants shorter, payloads that it lost |
 //! | `compaction`, `snapshot_send`, `snapshot_receive` | checkpoints, and Raft snapshots beside Raft |
 //!
 //! Invariants:
@@ -45,6 +46,7 @@ mod receive;
 mod snapshot_receive;
 mod snapshot_send;
 mod suspicion;
+mod upkeep;
 mod writes;
 
 pub use api::{

@@ -59,6 +59,13 @@ impl Record for PlacedBody {
     }
 }
 
+/// The payload lies elsewhere now, unless it was replaced since.
+pub(crate) fn move_body(bodies: &mut Bodies, index: u64, from: Location, to: Location) {
+    if bodies.get(&index).is_some_and(|body| body.location == from) {
+        bodies.insert(PlacedBody { index, location: to });
+    }
+}
+
 /// Looks up many indexes in ascending order in one pass.
 pub(crate) struct Seeker<I: Iterator<Item = PlacedBody>>(Peekable<I>);
 
@@ -133,6 +140,11 @@ impl<R: EntryReader> GroupLog<R> {
     /// Adds a payload that was written as a body: found at the start, or come by snapshot.
     pub fn push_body(&mut self, index: u64, location: Location) {
         self.bodies.insert(PlacedBody { index, location });
+    }
+
+    /// A body lies elsewhere now, unless it was replaced since.
+    pub fn body_moved(&mut self, index: u64, from: Location, to: Location) {
+        move_body(&mut self.bodies, index, from, to);
     }
 
     pub fn prefix(&self) -> (u64, u64) {
@@ -482,6 +494,12 @@ mod tests {
         assert_eq!(offset(12), Some(99));
         assert_eq!(offset(13), None);
         assert_eq!(log.bytes(), 200);
+        // A move counts for the place that it is about, and for nothing else.
+        let [first, _, last] = [11, 12, 14].map(|index| log.location(index).unwrap());
+        log.body_moved(11, first, at(200));
+        log.body_moved(12, at(12), at(201));
+        log.body_moved(14, last, at(202));
+        assert_eq!([11, 12, 14].map(|index| log.location(index)), [Some(at(200)), Some(at(99)), Some(last)]);
         log.forget(&[11]);
         assert!(log.payload(11).is_none());
     }

@@ -33,7 +33,7 @@ pub(crate) struct Incoming<M> {
     machine_bytes: BytesMut,
     /// The machine, once its bytes are complete and verified, and its live indexes.
     machine: Option<(M, Bytes, Vec<u64>)>,
-    bodies: Bodies,
+    pub(crate) bodies: Bodies,
     last_heard: Instant,
     /// The position for which a missing piece was last reported.
     asked_again: Option<u64>,
@@ -46,7 +46,7 @@ pub(crate) struct Install<M> {
     machine_bytes: Bytes,
     conf: Bytes,
     live: Vec<u64>,
-    bodies: Bodies,
+    pub(crate) bodies: Bodies,
 }
 
 impl<M: Machine, R: EntryReader> Group<M, R> {

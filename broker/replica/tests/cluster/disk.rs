@@ -257,7 +257,9 @@ impl Group {
                 }
                 self.compacted = index;
             }
-            Op::Entry { .. } | Op::Body { .. } | Op::Destroy { .. } | Op::Identity(_) => unreachable!(),
+            Op::Entry { .. } | Op::Body { .. } | Op::Destroy { .. } | Op::Identity(_) | Op::MovesTaken { .. } => {
+                unreachable!()
+            }
         }
     }
 }

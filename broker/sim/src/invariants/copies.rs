@@ -58,7 +58,8 @@ impl OnDisks {
                 | Op::Checkpoint { .. }
                 | Op::Dead { .. }
                 | Op::Destroy { .. }
-                | Op::Identity(_) => {}
+                | Op::Identity(_)
+                | Op::MovesTaken { .. } => {}
             }
         }
     }

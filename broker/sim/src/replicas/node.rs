@@ -162,7 +162,10 @@ impl Node {
             running.journal.chore_done(chore.run()).map_err(|error| format!("m{}: {error}", self.index))?;
         }
         running.chore = running.journal.next_chore();
-        running.journal.upkeep().map_err(|error| format!("m{}: {error}", self.index))?;
+        let upkeep = running.journal.upkeep().map_err(|error| format!("m{}: {error}", self.index))?;
+        if let Some(upkeep) = upkeep {
+            running.host.handle_upkeep(&upkeep, now);
+        }
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use std::cell::Cell;
 
 use crate::model::{Model, Workload, recovered_equals};
 use holdfast_journal::conformance::{check_all, check_power_loss, small_config};
-use holdfast_journal::{Batch, Chore, Journal, JournalError};
+use holdfast_journal::{Batch, BatchId, Chore, Journal, JournalError, Op};
 use holdfast_sim::disk::SimDisk;
 use holdfast_sim::rng::Rng;
 
@@ -96,9 +96,17 @@ fn keep_up(
         done.map_or(Ok(()), |done| journal.chore_done(done))?;
     }
     if chore.is_none() {
+        journal.grant(rng.range(0, 4_000));
         *chore = journal.next_chore();
     }
-    journal.upkeep().map(drop)
+    let moves = journal.upkeep()?.and_then(|upkeep| upkeep.moves);
+    match moves {
+        Some(moves) if rng.chance(70) => {
+            let ops = vec![Op::MovesTaken { id: moves.id }];
+            journal.write(&Batch { id: BatchId(0), ops }).map(drop)
+        }
+        _ => Ok(()),
+    }
 }
 
 fn crash(disk: &SimDisk, rng: &mut Rng) {

@@ -23,7 +23,7 @@ struct Scene {
     starts: Vec<usize>,
 }
 
-fn batch(number: u64) -> Batch {
+pub fn batch(number: u64) -> Batch {
     let mut ops = Vec::new();
     for group in 0..3 {
         let key = test_key(group);
@@ -57,7 +57,7 @@ fn newest(disk: &SimDisk) -> String {
 }
 
 /// A copy of the disk with the bytes of one file changed.
-fn edited(disk: &SimDisk, file: &str, edit: impl Fn(&mut Vec<u8>)) -> SimDisk {
+pub fn edited(disk: &SimDisk, file: &str, edit: impl Fn(&mut Vec<u8>)) -> SimDisk {
     let copy = SimDisk::default();
     for name in disk.list().expect("list") {
         let source = disk.open(&name).expect("open");

@@ -3,3 +3,5 @@
 mod crashes;
 mod damage;
 mod model;
+mod relocation;
+mod sealed;

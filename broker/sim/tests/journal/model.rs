@@ -76,7 +76,7 @@ impl Model {
                 }
                 group.compacted = *index;
             }
-            Op::Destroy { .. } | Op::Identity(_) => {}
+            Op::Destroy { .. } | Op::Identity(_) | Op::MovesTaken { .. } => {}
         }
     }
 }

@@ -1,0 +1,162 @@
+//! Which payloads of a group are live, and about how large each is.
+
+use crate::index_set::IndexSet;
+use crate::record::RECORD_HEADER_BYTES;
+use std::collections::BTreeMap;
+
+/// The size of a record as one byte: the exponent and three more bits. What it stands for is off by at most a sixteenth.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct RecordSize(u8);
+
+impl RecordSize {
+    pub(crate) fn of_payload(bytes: u32) -> Self {
+        let bytes = bytes.saturating_add(RECORD_HEADER_BYTES as u32).max(8);
+        let exponent = bytes.ilog2();
+        Self((exponent * 8 + ((bytes >> (exponent - 3)) & 7)) as u8)
+    }
+
+    pub(crate) fn bytes(self) -> u64 {
+        let (exponent, fraction) = (u32::from(self.0 / 8), u64::from(self.0 % 8));
+        ((17 + 2 * fraction) << exponent) >> 4
+    }
+}
+
+/// Blocks of 64 indexes; empty ones are not kept.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct LiveSet {
+    blocks: BTreeMap<u64, Block>,
+}
+
+#[derive(Clone, Debug)]
+struct Block {
+    bits: u64,
+    sizes: [RecordSize; 64],
+}
+
+impl Default for Block {
+    fn default() -> Self {
+        Self { bits: 0, sizes: [RecordSize::default(); 64] }
+    }
+}
+
+impl Block {
+    fn iter(&self, number: u64) -> impl Iterator<Item = (u64, RecordSize)> + '_ {
+        let mut bits = self.bits;
+        std::iter::from_fn(move || {
+            let bit = bits.trailing_zeros();
+            bits &= bits.checked_sub(1)?;
+            Some((number * 64 + u64::from(bit), self.sizes[bit as usize]))
+        })
+    }
+}
+
+impl LiveSet {
+    pub(crate) fn get(&self, index: u64) -> Option<RecordSize> {
+        let block = self.blocks.get(&(index / 64))?;
+        (block.bits >> (index % 64) & 1 == 1).then(|| block.sizes[(index % 64) as usize])
+    }
+
+    pub(crate) fn contains(&self, index: u64) -> bool {
+        self.get(index).is_some()
+    }
+
+    /// Adds the index, or gives it another size.
+    pub(crate) fn insert(&mut self, index: u64, size: RecordSize) {
+        let block = self.blocks.entry(index / 64).or_default();
+        block.bits |= 1 << (index % 64);
+        block.sizes[(index % 64) as usize] = size;
+    }
+
+    /// The size it had, if it was there.
+    pub(crate) fn remove(&mut self, index: u64) -> Option<RecordSize> {
+        let size = self.get(index)?;
+        let block = self.blocks.get_mut(&(index / 64))?;
+        block.bits &= !(1 << (index % 64));
+        if block.bits == 0 {
+            self.blocks.remove(&(index / 64));
+        }
+        Some(size)
+    }
+
+    /// Ascending.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, RecordSize)> + '_ {
+        self.blocks.iter().flat_map(|(number, block)| block.iter(*number))
+    }
+
+    pub(crate) fn first(&self) -> Option<u64> {
+        self.first_from(0)
+    }
+
+    /// The lowest index at or above `index`.
+    pub(crate) fn first_from(&self, index: u64) -> Option<u64> {
+        let mut blocks = self.blocks.range(index / 64..);
+        blocks.find_map(|(number, block)| block.iter(*number).map(|(found, _)| found).find(|found| *found >= index))
+    }
+
+    /// Removes and returns everything at or above `index`.
+    pub(crate) fn split_off(&mut self, index: u64) -> Self {
+        let mut tail = Self { blocks: self.blocks.split_off(&(index / 64)) };
+        let below = (1u64 << (index % 64)) - 1;
+        if let Some(mut first) = tail.blocks.first_entry()
+            && *first.key() == index / 64
+            && first.get().bits & below != 0
+        {
+            let mut kept = first.get().clone();
+            kept.bits &= below;
+            first.get_mut().bits &= !below;
+            if first.get().bits == 0 {
+                first.remove();
+            }
+            self.blocks.insert(index / 64, kept);
+        }
+        tail
+    }
+
+    /// Without the sizes.
+    pub(crate) fn indexes(&self) -> IndexSet {
+        self.iter().map(|(index, _)| index).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_size_is_off_by_at_most_a_sixteenth() {
+        for payload in (0..5_000).chain([1 << 20, (1 << 20) - 57, 1 << 30, u32::MAX]) {
+            let true_bytes = u64::from(payload.saturating_add(RECORD_HEADER_BYTES as u32));
+            let coded = RecordSize::of_payload(payload).bytes();
+            assert!(coded.abs_diff(true_bytes) * 16 <= true_bytes + 16, "{true_bytes} became {coded}");
+        }
+    }
+
+    #[test]
+    fn it_agrees_with_a_plain_map() {
+        let mut state = 7u64;
+        let mut ours = LiveSet::default();
+        let mut plain: BTreeMap<u64, RecordSize> = BTreeMap::new();
+        for step in 0..20_000u64 {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let index = (state >> 33) % 1_000;
+            let size = RecordSize::of_payload(step as u32);
+            match state >> 61 {
+                0..=3 => {
+                    ours.insert(index, size);
+                    plain.insert(index, size);
+                }
+                4..=5 => assert_eq!(ours.remove(index), plain.remove(&index)),
+                6 if step % 20 == 0 => {
+                    let tail = ours.split_off(index);
+                    assert!(tail.iter().eq(plain.split_off(&index)));
+                }
+                _ => assert_eq!(ours.get(index), plain.get(&index).copied()),
+            }
+        }
+        assert!(ours.iter().eq(plain.iter().map(|(index, size)| (*index, *size))));
+        assert!(ours.indexes().iter().eq(plain.keys().copied()));
+        for index in 0..1_100 {
+            assert_eq!(ours.first_from(index), plain.range(index..).next().map(|(found, _)| *found));
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! What the journal did for itself, as far as it concerns replicas: bodies that lie elsewhere now, logs that keep old
+//! segments, and payloads that the disk lost.
+
+use holdfast_journal::{EntryReader, GroupKey, MovedBody, Op, Upkeep};
+use holdfast_queue::Machine;
+use holdfast_queue::ids::GroupId;
+use holdfast_queue::time::Instant;
+
+use crate::context::Context;
+use crate::group::Group;
+use crate::host::{Host, Replica};
+use crate::log::move_body;
+
+impl<M: Machine, R: EntryReader> Host<M, R> {
+    /// Takes in what [`holdfast_journal::Journal::upkeep`] gave. What it says of groups, or of lives of groups, that are
+    /// not here changes nothing.
+    pub fn handle_upkeep(&mut self, upkeep: &Upkeep, now: Instant) {
+        self.set_time(now);
+        if let Some(moves) = &upkeep.moves {
+            for moved in &moves.bodies {
+                if let Some(Replica::Running(group)) = self.replicas.get_mut(&GroupId(moved.key.group))
+                    && group.key == moved.key
+                {
+                    group.body_moved(moved);
+                }
+            }
+            self.cx.writes.push_lazily(Op::MovesTaken { id: moves.id }, now);
+        }
+        for key in upkeep.pinning.iter().filter(|key| self.is_here(**key)).copied().collect::<Vec<_>>() {
+            self.guarded(GroupId(key.group), |group, cx| group.compact_by_force(cx));
+        }
+        for damage in &upkeep.damaged {
+            if self.is_here(damage.key) {
+                self.payload_lost(GroupId(damage.key.group), &damage.why);
+            }
+        }
+    }
+
+    fn is_here(&self, key: GroupKey) -> bool {
+        self.running(GroupId(key.group)).is_some_and(|group| group.key == key)
+    }
+
+    /// A payload that this replica needs cannot be read: others take over what it led, and it takes no part until it is
+    /// repaired.
+    pub fn payload_lost(&mut self, group: GroupId, why: &str) {
+        self.quarantine(group, format!("a payload cannot be read: {why}"));
+    }
+}
+
+impl<M: Machine, R: EntryReader> Group<M, R> {
+    fn body_moved(&mut self, moved: &MovedBody) {
+        self.log_mut().body_moved(moved.index, moved.from, moved.to);
+        let staged = self.incoming.iter_mut().map(|incoming| &mut incoming.bodies);
+        for bodies in staged.chain(self.install.iter_mut().map(|install| &mut install.bodies)) {
+            move_body(bodies, moved.index, moved.from, moved.to);
+        }
+    }
+
+    /// The log keeps segments of the journal that hold little else: it is checkpointed and compacted now. The first time
+    /// live followers are waited for as always; when that had no effect, they get a Raft snapshot if they need one.
+    fn compact_by_force(&mut self, cx: &mut Context<M::Effect>) {
+        self.pinning += 1;
+        if self.applied > self.checkpoint {
+            self.maybe_checkpoint(cx);
+        }
+        self.maybe_compact(cx);
+    }
+}
