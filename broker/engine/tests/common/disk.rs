@@ -107,6 +107,7 @@ impl Contents {
                 self.groups.remove(&key);
             }
             Op::Identity(bytes) => self.identity = Some(bytes),
+            Op::MovesTaken { .. } => {}
         }
     }
 }
