@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use holdfast_engine::identity::MemberUuid;
 use holdfast_engine::{Input, LinkId, Member, MemberConfig, Start};
-use holdfast_journal::{Batch, Chore, Journal, JournalConfig, JournalReader, Upkeep, Written};
+use holdfast_journal::{
+    Batch, Chore, EntryReader, Journal, JournalConfig, JournalReader, Op, Recovered, Upkeep, Written,
+};
 use holdfast_queue::Machine;
 use holdfast_queue::ids::{BootId, GroupId};
 use holdfast_queue::time::Instant;
@@ -112,7 +114,8 @@ impl Process {
         }
     }
 
-    /// Starts the process on what its disk holds.
+    /// Starts the process on what its disk holds. Gives the log entries that were found there, if `tell` asks for them: all
+    /// are durable, those of a write that the last process died in too.
     ///
     /// # Errors
     /// When the journal or the identity cannot be read: after anything but planted rot that is a bug.
@@ -122,10 +125,12 @@ impl Process {
         wall_ms: u64,
         rng: &mut Rng,
         mutation: Option<Mutation>,
-    ) -> Result<(), String> {
+        tell: bool,
+    ) -> Result<Vec<Op>, String> {
         let config = JournalConfig { segment_bytes: 256 << 10, nonce: rng.draw(), ..JournalConfig::default() };
         let (journal, mut recovered) =
             Journal::open(self.disk.clone(), config).map_err(|error| format!("{}: {error}", self.name))?;
+        let found = if tell { entries_of(&recovered, &journal.reader()) } else { Vec::new() };
         crate::mutants::at_recovery(mutation, &mut recovered);
         let start = Start {
             boot: BootId(rng.draw()),
@@ -157,7 +162,7 @@ impl Process {
             dials: BTreeMap::new(),
             links: BTreeMap::new(),
         });
-        Ok(())
+        Ok(found)
     }
 
     /// True while it is stopped.
@@ -165,6 +170,16 @@ impl Process {
     pub fn is_paused(&self, now_us: u64) -> bool {
         now_us < self.paused_until_us
     }
+}
+
+fn entries_of(recovered: &Recovered, reader: &JournalReader<SimDisk>) -> Vec<Op> {
+    let entries = recovered.groups.iter().flat_map(|group| group.entries.iter().map(|entry| (group.key, *entry)));
+    entries
+        .filter_map(|(key, entry)| {
+            let payload = reader.read(entry.location).ok()?;
+            Some(Op::Entry { key, index: entry.index, term: entry.term, payload })
+        })
+        .collect()
 }
 
 impl Running {

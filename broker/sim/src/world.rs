@@ -177,7 +177,9 @@ impl World {
             self.break_link(link, "reset by the machine that came back");
         }
         let (now, wall) = (self.now_us, self.wall_ms(member));
-        self.processes[member].start(now, wall, &mut self.rng, self.mutation)?;
+        let tell = self.min_in_sync > 1;
+        let found = self.processes[member].start(now, wall, &mut self.rng, self.mutation, tell)?;
+        self.invariants.copies.written(member, &found);
         self.trace.note(now, format!("m{member} starts"));
         self.drain(member)
     }
@@ -511,7 +513,8 @@ impl World {
     fn finish_write(&mut self, member: usize, skip_sync: bool) -> Result<(), String> {
         let process = &mut self.processes[member];
         let Some(running) = &mut process.running else { return Ok(()) };
-        let batches = if self.min_in_sync > 1 { running.writing.clone() } else { Vec::new() };
+        let told = running.writing.iter().filter(|_| self.min_in_sync > 1);
+        let ops: Vec<Op> = told.flat_map(|batch| batch.ops.iter().cloned()).collect();
         process.disk.skip_syncs(skip_sync);
         let outcome = running.finish_write().and_then(|written| Ok((written, running.keep_up()?)));
         process.disk.skip_syncs(false);
@@ -522,7 +525,7 @@ impl World {
             }
             Err(error) => return Err(format!("m{member}: {error}")),
         };
-        self.invariants.copies.written(member, &batches);
+        self.invariants.copies.written(member, &ops);
         for one in written {
             self.give(member, Input::Written(one))?;
         }

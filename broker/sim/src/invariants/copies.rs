@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use holdfast_journal::{Batch, GroupKey, Op};
+use holdfast_journal::{GroupKey, Op};
 use holdfast_queue::codec::Entry;
 use holdfast_queue::queue::QueueCommand;
 
@@ -27,9 +27,9 @@ pub struct OnDisks {
 }
 
 impl OnDisks {
-    /// A member's journal reported these batches as durable.
-    pub fn written(&mut self, member: usize, batches: &[Batch]) {
-        for op in batches.iter().flat_map(|batch| &batch.ops) {
+    /// These are durable on a member's disk: its journal reported them as written, or found them at a start.
+    pub fn written(&mut self, member: usize, ops: &[Op]) {
+        for op in ops {
             match op {
                 Op::Entry { key, index, payload, .. } => {
                     let log = self.logs.entry((member, *key)).or_default();
