@@ -1,6 +1,7 @@
 //! Requests of the admin API, typed; the node maps them to HTTP and JSON.
 
 use holdfast_queue::ids::{BootId, GroupId, MemberId};
+use holdfast_queue::meta::{EffectivePolicy, NewPolicy, PolicyKind};
 
 use crate::identity::MemberUuid;
 
@@ -51,6 +52,14 @@ pub enum AdminAction {
     PutUser(UserCredentials),
     /// `PUT /v1/replication`: the cluster's defaults.
     PutReplication { default_min_in_sync_replicas: u8 },
+    /// `PUT /v1/policies/{vhost}/{name}` and `/v1/operator-policies/{vhost}/{name}`.
+    PutPolicy { kind: PolicyKind, vhost: String, name: String, policy: NewPolicy },
+    /// `DELETE` of the same.
+    DeletePolicy { kind: PolicyKind, vhost: String, name: String },
+    /// `GET /v1/policies` and `/v1/operator-policies`.
+    Policies { kind: PolicyKind },
+    /// `GET /v1/queues`.
+    Queues { limit: usize },
     /// `PUT /v1/members`: the whole list of expected members.
     PutMembers { members: Vec<ExpectedMember> },
 }
@@ -62,6 +71,8 @@ pub enum AdminReply {
     /// The request took effect (bootstrap, transfer asked for, user or members stored).
     Done,
     Groups(Vec<GroupReport>),
+    Policies(Vec<PolicyReport>),
+    Queues(Vec<QueueReport>),
     /// Leaderships that this member still has.
     Drained {
         remaining: usize,
@@ -200,4 +211,42 @@ pub struct GroupReport {
     /// Copies that a confirm of its queues waits for at least; 0 = a majority.
     pub min_in_sync_replicas: u32,
     pub replicas: Vec<ReplicaReport>,
+}
+
+/// One policy of `GET /v1/policies`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicyReport {
+    pub vhost: String,
+    pub name: String,
+    pub policy: NewPolicy,
+}
+
+/// One queue of `GET /v1/queues`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueReport {
+    pub vhost: String,
+    pub name: String,
+    /// None for a transient queue.
+    pub group: Option<GroupId>,
+    /// What policies come to for it, if any matches.
+    pub policy: Option<EffectivePolicy>,
+    /// Member that leads it, or that holds a transient queue.
+    pub leader: Option<String>,
+    /// Voters that it is meant to have.
+    pub replicas_wanted: usize,
+    /// Copies that a confirm waits for at least; 0 = a majority.
+    pub min_in_sync_replicas: u32,
+    /// Where it is.
+    pub replicas: Vec<QueueReplica>,
+    /// Members that it is to move to.
+    pub moving_to: Vec<String>,
+}
+
+/// A replica of a queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueReplica {
+    pub name: String,
+    pub voter: bool,
+    /// It answers and lacks little of the log; none when the leader is another member, which knows it.
+    pub synchronised: Option<bool>,
 }

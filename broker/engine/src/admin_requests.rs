@@ -89,6 +89,18 @@ impl<R: EntryReader> Member<R> {
                 self.ask_for_admin(request, Some(request), grant)?;
                 Ok(None)
             }
+            AdminAction::PutPolicy { kind, vhost, name, policy } => {
+                let command = MetaCommand::PutPolicy { kind, vhost, name, policy };
+                self.ask_for_admin(request, Some(request), command)?;
+                Ok(None)
+            }
+            AdminAction::DeletePolicy { kind, vhost, name } => {
+                let command = MetaCommand::DeletePolicy { kind, vhost, name };
+                self.ask_for_admin(request, Some(request), command)?;
+                Ok(None)
+            }
+            AdminAction::Policies { kind } => Ok(Some(AdminReply::Policies(self.policy_reports(kind)))),
+            AdminAction::Queues { limit } => Ok(Some(AdminReply::Queues(self.queue_reports(limit)))),
             AdminAction::PutReplication { default_min_in_sync_replicas } => {
                 let min_in_sync_replicas = u32::from(default_min_in_sync_replicas);
                 let command = MetaCommand::SetDefaultMinInSync { min_in_sync_replicas };
@@ -137,7 +149,10 @@ impl<R: EntryReader> Member<R> {
             return; // It was told already that it took too long.
         }
         let reply = match reply {
-            MetaReply::Refused { refusal } => Err(refused(AdminErrorKind::BadRequest, refusal.text, "")),
+            MetaReply::Refused { refusal } => {
+                let kind = if refusal.code == 404 { AdminErrorKind::NotFound } else { AdminErrorKind::BadRequest };
+                Err(refused(kind, refusal.text, ""))
+            }
             _ => Ok(AdminReply::Done),
         };
         self.admin_reply(request, reply);
@@ -302,7 +317,7 @@ impl<R: EntryReader> Member<R> {
         host.groups().filter_map(|group| Some((group, host.status(group)?))).collect()
     }
 
-    fn name_of(&self, member: MemberId) -> Option<String> {
+    pub(crate) fn name_of(&self, member: MemberId) -> Option<String> {
         let known = self.metadata().and_then(|meta| meta.member(member)).map(|member| member.name.clone());
         known.or_else(|| self.peers.get(member).map(|peer| peer.name.clone()))
     }

@@ -13,7 +13,7 @@
 //! | `metadata`, `leases` | this member's view of group 0, and the proof that it is fresh |
 //! | `join` | bootstrap, invitation, registration, and the care for who is in the cluster |
 //! | `peers`, `links`, `peer_message` | links, heartbeats, suspicion, relays; the peer protocol |
-//! | `admin`, `admin_requests`, `metrics`, `identity` | the operator's door; counters; who this disk is |
+//! | `admin`, `admin_requests`, `queue_reports`, `metrics`, `identity` | the operator's door; counters; who this disk is |
 //!
 //! Invariants:
 //! - All that a home tells a group is one numbered row per run, sent again until the group has it; so nothing that
@@ -44,6 +44,7 @@ mod metrics;
 mod peer_message;
 mod peers;
 mod publishing;
+mod queue_reports;
 mod requests;
 mod rng;
 pub mod seam;

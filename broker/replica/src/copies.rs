@@ -42,16 +42,14 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
     /// On the leader: voters, itself included, that answer and lack little, so that a new entry will soon be on their disks.
     /// A new leader does not know yet what the others have; then their answering is all that counts.
     pub fn voters_in_sync<E>(&self, cx: &Context<E>) -> usize {
-        if !self.is_leader() {
-            return 0;
-        }
-        let raft = &self.raw.raft;
         let voters = self.voter_halves.first().map(Vec::as_slice).unwrap_or_default();
-        let in_sync = |voter: &&u64| {
-            let Some(progress) = raft.prs().get(**voter) else { return false };
-            let near = progress.matched == 0 || self.last().saturating_sub(progress.matched) <= IN_SYNC_LAG;
-            **voter == cx.me.0 || (cx.is_live(MemberId(**voter)) && progress.state != ProgressState::Snapshot && near)
-        };
-        voters.iter().filter(in_sync).count()
+        voters.iter().filter(|voter| self.is_in_sync(**voter, cx)).count()
+    }
+
+    /// The same of one replica, voting or not.
+    pub fn is_in_sync<E>(&self, replica: u64, cx: &Context<E>) -> bool {
+        let Some(progress) = self.raw.raft.prs().get(replica).filter(|_| self.is_leader()) else { return false };
+        let near = progress.matched == 0 || self.last().saturating_sub(progress.matched) <= IN_SYNC_LAG;
+        replica == cx.me.0 || (cx.is_live(MemberId(replica)) && progress.state != ProgressState::Snapshot && near)
     }
 }

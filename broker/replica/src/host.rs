@@ -173,6 +173,11 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
         self.running(group).map_or(0, |group| group.voters_in_sync(&self.cx))
     }
 
+    /// On the group's leader: whether the member's replica, voting or not, answers and lacks little of the log.
+    pub fn is_in_sync(&self, group: GroupId, member: MemberId) -> bool {
+        self.running(group).is_some_and(|group| group.is_in_sync(member.0, &self.cx))
+    }
+
     /// Groups whose clock runs, ascending; all others are quiesced, forming or quarantined.
     pub fn awake_groups(&self) -> impl Iterator<Item = GroupId> + '_ {
         self.cx.active.iter().copied()

@@ -2,4 +2,5 @@
 
 pub mod client;
 pub mod json;
+mod policies;
 pub mod routes;

@@ -35,8 +35,8 @@ pub struct Admin {
     disk: Mutex<Option<(Instant, Disk)>>,
 }
 
-type Shared = State<Arc<Admin>>;
-type Answer = Result<Response, Refusal>;
+pub(super) type Shared = State<Arc<Admin>>;
+pub(super) type Answer = Result<Response, Refusal>;
 
 /// The routes, for a server that has checked the caller's certificate.
 pub fn router(inbox: Inbox, data_dir: PathBuf) -> Router {
@@ -50,6 +50,7 @@ pub fn router(inbox: Inbox, data_dir: PathBuf) -> Router {
         .route("/v1/users/{name}", put(put_user))
         .route("/v1/members", put(put_members))
         .route("/v1/replication", put(put_replication))
+        .merge(super::policies::router())
         .fallback(|| async { Refusal::new(AdminErrorKind::NotFound, "there is no such path", "paths start with /v1/") })
         .method_not_allowed_fallback(|| async {
             let refusal = ErrorBody {
@@ -62,10 +63,10 @@ pub fn router(inbox: Inbox, data_dir: PathBuf) -> Router {
 }
 
 /// A refusal as it goes to the caller.
-struct Refusal(AdminError);
+pub(super) struct Refusal(AdminError);
 
 impl Refusal {
-    fn new(kind: AdminErrorKind, error: impl Into<String>, hint: impl Into<String>) -> Self {
+    pub(super) fn new(kind: AdminErrorKind, error: impl Into<String>, hint: impl Into<String>) -> Self {
         Self(AdminError { kind, error: error.into(), hint: hint.into() })
     }
 }
@@ -77,7 +78,7 @@ impl IntoResponse for Refusal {
 }
 
 impl Admin {
-    async fn ask(&self, headers: &HeaderMap, action: AdminAction) -> Result<AdminReply, Refusal> {
+    pub(super) async fn ask(&self, headers: &HeaderMap, action: AdminAction) -> Result<AdminReply, Refusal> {
         let request = AdminRequest { token: token(headers)?, action };
         match self.inbox.admin(request).await {
             Ok(answer) => answer.map_err(Refusal),
@@ -127,18 +128,18 @@ fn token(headers: &HeaderMap) -> Result<Option<u64>, Refusal> {
     })
 }
 
-fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, Refusal> {
+pub(super) fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, Refusal> {
     serde_json::from_slice(body).map_err(|error| {
         Refusal::new(AdminErrorKind::BadRequest, format!("the body does not fit: {error}"), "send JSON as documented")
     })
 }
 
-fn done() -> Answer {
+pub(super) fn done() -> Answer {
     Ok(axum::Json(json!({})).into_response())
 }
 
 /// The engine answered with something else than was asked: a defect, but no reason to end the process.
-fn surprise() -> Refusal {
+pub(super) fn surprise() -> Refusal {
     Refusal::new(
         AdminErrorKind::Unavailable,
         "the answer does not fit the request",
@@ -169,13 +170,18 @@ async fn bootstrap(State(admin): Shared, headers: HeaderMap, body: Bytes) -> Ans
     done()
 }
 
-async fn get_groups(State(admin): Shared, headers: HeaderMap, RawQuery(query): RawQuery) -> Answer {
-    let limit = match query.as_deref().unwrap_or_default() {
-        "" => GROUPS_LIMIT,
+/// The `limit` of a query.
+pub(super) fn limit_of(query: Option<&str>, default: usize) -> Result<usize, Refusal> {
+    match query.unwrap_or_default() {
+        "" => Ok(default),
         text => text.strip_prefix("limit=").and_then(|number| number.parse().ok()).ok_or_else(|| {
             Refusal::new(AdminErrorKind::BadRequest, format!("cannot read the query `{text}`"), "write ?limit=NUMBER")
-        })?,
-    };
+        }),
+    }
+}
+
+async fn get_groups(State(admin): Shared, headers: HeaderMap, RawQuery(query): RawQuery) -> Answer {
+    let limit = limit_of(query.as_deref(), GROUPS_LIMIT)?;
     match admin.ask(&headers, AdminAction::Groups { limit }).await? {
         AdminReply::Groups(list) => Ok(axum::Json::<Value>(groups(&list)).into_response()),
         _ => Err(surprise()),
@@ -236,7 +242,7 @@ async fn credentials(name: String, password: String) -> Result<UserCredentials, 
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::inbox::{Arrival, Lanes};
     use http_body_util::BodyExt;
@@ -255,7 +261,7 @@ mod tests {
         last
     }
 
-    async fn call(
+    pub(in crate::admin) async fn call(
         method: &str,
         path: &str,
         token: Option<&str>,

@@ -3,9 +3,9 @@
 use super::command::NewUser;
 use super::effect::{Change, MetaReply, Refusal};
 use super::machine::{MetaMachine, Outcome};
+use super::pattern::Pattern;
 use super::state::UserInfo;
 use crate::codec::{Codec, DecodeError, Reader, Writer};
-use regex_lite::Regex;
 
 /// What a user wants to do with a queue or an exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,12 +32,13 @@ impl Grant {
     /// # Errors
     /// A sentence about the first pattern that is no regular expression.
     pub(super) fn new(configure: &str, write: &str, read: &str) -> Result<Grant, String> {
-        Ok(Grant { configure: Pattern::new(configure)?, write: Pattern::new(write)?, read: Pattern::new(read)? })
+        let pattern = Pattern::of_permission;
+        Ok(Grant { configure: pattern(configure)?, write: pattern(write)?, read: pattern(read)? })
     }
 
     /// Everything.
     pub(super) fn full() -> Grant {
-        let all = || Pattern { text: ANYTHING.to_owned(), regex: None };
+        let all = Pattern::everything;
         Grant { configure: all(), write: all(), read: all() }
     }
 
@@ -53,52 +54,18 @@ impl Grant {
 impl Codec for Grant {
     fn encode(&self, out: &mut Writer) {
         for pattern in [&self.configure, &self.write, &self.read] {
-            pattern.text.encode(out);
+            pattern.text().to_owned().encode(out);
         }
     }
 
     fn decode(input: &mut Reader) -> Result<Self, DecodeError> {
         let mut pattern = || -> Result<Pattern, DecodeError> {
-            Pattern::new(&String::decode(input)?)
+            Pattern::of_permission(&String::decode(input)?)
                 .map_err(|_| DecodeError::Invalid("a permission is no regular expression"))
         };
         Ok(Grant { configure: pattern()?, write: pattern()?, read: pattern()? })
     }
 }
-
-const ANYTHING: &str = ".*";
-
-/// A regular expression over names, searched for anywhere in the name as RabbitMQ does; an empty one matches the empty
-/// name only.
-#[derive(Clone, Debug)]
-struct Pattern {
-    text: String,
-    /// `None` for the one that matches everything.
-    regex: Option<Regex>,
-}
-
-impl Pattern {
-    fn new(text: &str) -> Result<Pattern, String> {
-        let regex = match text {
-            ANYTHING => None,
-            "" => Regex::new("^$").ok(),
-            _ => Some(Regex::new(text).map_err(|error| format!("'{text}' is not a regular expression: {error}"))?),
-        };
-        Ok(Pattern { text: text.to_owned(), regex })
-    }
-
-    fn matches(&self, name: &str) -> bool {
-        self.regex.as_ref().is_none_or(|regex| regex.is_match(name))
-    }
-}
-
-impl PartialEq for Pattern {
-    fn eq(&self, other: &Pattern) -> bool {
-        self.text == other.text
-    }
-}
-
-impl Eq for Pattern {}
 
 impl MetaMachine {
     /// A user.
@@ -125,7 +92,7 @@ impl MetaMachine {
     /// A user's patterns in a virtual host: configure, write, read.
     pub fn permissions(&self, user: &str, vhost: &str) -> Option<[&str; 3]> {
         let grant = self.vhost(vhost)?.grants.get(user)?;
-        Some([&grant.configure.text, &grant.write.text, &grant.read.text])
+        Some([grant.configure.text(), grant.write.text(), grant.read.text()])
     }
 
     pub(super) fn put_user(&mut self, user: NewUser, changes: &mut Vec<Change>) -> Outcome {

@@ -109,6 +109,7 @@ impl MetaMachine {
         if known.is_none() {
             self.replace_members_named(id, changes)?;
             self.spread_metadata(changes);
+            self.retarget_hungry(changes);
         }
         Ok(MetaReply::MemberAdded { member: id })
     }

@@ -1,5 +1,6 @@
 //! What can be asked of the cluster's metadata.
 
+use super::policies::{NewPolicy, PolicyKind};
 use crate::arguments::Arguments;
 use crate::codec::{codec_enum, codec_struct};
 use crate::ids::{BootId, GroupId, MemberId, QueueId, ReplicaId, SessionId};
@@ -206,6 +207,26 @@ pub enum MetaCommand {
         /// How many; 0 = a majority.
         min_in_sync_replicas: u32,
     },
+    /// Makes a policy or replaces it, and moves replicas accordingly.
+    PutPolicy {
+        /// Whose.
+        kind: PolicyKind,
+        /// Where.
+        vhost: String,
+        /// Its name.
+        name: String,
+        /// All about it.
+        policy: NewPolicy,
+    },
+    /// Removes a policy, and moves replicas accordingly.
+    DeletePolicy {
+        /// Whose.
+        kind: PolicyKind,
+        /// Where.
+        vhost: String,
+        /// Its name.
+        name: String,
+    },
 }
 
 codec_enum!(MetaCommand, "metadata command" {
@@ -233,6 +254,8 @@ codec_enum!(MetaCommand, "metadata command" {
     41 => RenewReplica { group, replica },
     42 => RetireMember { member },
     60 => SetDefaultMinInSync { min_in_sync_replicas },
+    61 => PutPolicy { kind, vhost, name, policy },
+    62 => DeletePolicy { kind, vhost, name },
 });
 
 /// A member that the operator wants in the cluster.

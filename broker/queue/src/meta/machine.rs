@@ -3,6 +3,7 @@
 use super::command::MetaCommand;
 use super::effect::{Change, MetaEffect, MetaReply, Refusal};
 use super::placement::{self, Chosen, Load};
+use super::policies::EffectivePolicy;
 use super::replication::check_min_in_sync;
 use super::state::{ClusterInfo, ExchangeInfo, GroupInfo, MemberInfo, Owner, Placement, QueueInfo, UserInfo, Vhost};
 use crate::codec::{Batch, Codec, DecodeError, Entry, Positioned, Reader, Writer};
@@ -35,6 +36,8 @@ pub struct MetaMachine {
     time_ms: u64,
     /// Derived from exchanges, bindings and queues.
     pub(super) router: Router,
+    /// Derived from queues and policies: what counts for the queues that any policy matches.
+    pub(super) effective: BTreeMap<QueueId, EffectivePolicy>,
     /// Derived from groups.
     pub(super) loads: BTreeMap<MemberId, Load>,
     /// Derived from groups: those whose replicas are not where they should be.
@@ -168,6 +171,10 @@ impl MetaMachine {
             MetaCommand::SetDefaultMinInSync { min_in_sync_replicas } => {
                 self.set_default_min_in_sync(min_in_sync_replicas, changes)
             }
+            MetaCommand::PutPolicy { kind, vhost, name, policy } => {
+                self.put_policy(kind, &vhost, name, policy, changes)
+            }
+            MetaCommand::DeletePolicy { kind, vhost, name } => self.delete_policy(kind, &vhost, &name, changes),
         }
     }
 
@@ -176,6 +183,7 @@ impl MetaMachine {
         self.loads = placement::loads(&self.groups);
         self.unsettled = self.groups.iter().filter(|(_, group)| !group.is_settled()).map(|(id, _)| *id).collect();
         self.router = Router::of(&self.vhosts);
+        self.derive_policies();
     }
 }
 

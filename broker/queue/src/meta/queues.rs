@@ -3,7 +3,7 @@
 use super::command::Destination;
 use super::effect::{Change, MetaReply, Refusal};
 use super::machine::{MetaMachine, Outcome};
-use super::placement::{self, Wish};
+use super::placement;
 use super::state::{GroupInfo, Owner, Placement, QueueInfo};
 use crate::arguments::{Arguments, Value};
 use crate::ids::{GroupId, Incarnation, QueueId, SessionId};
@@ -95,6 +95,9 @@ impl MetaMachine {
         self.last_queue = queue.0;
         self.router.add_queue(&asked.vhost, &asked.name, queue);
         self.vhost_mut(&asked.vhost)?.queues.insert(asked.name.clone(), queue);
+        if let Some(policy) = self.match_policies(&asked) {
+            self.effective.insert(queue, policy);
+        }
         self.queues.insert(queue, QueueInfo { placement, ..asked });
         changes.push(Change::QueueCreated { queue });
         Ok(MetaReply::QueueDeclared { queue, created: true })
@@ -116,8 +119,7 @@ impl MetaMachine {
             };
             return Ok(Placement::Transient { owner: Owner { member, boot: session.boot } });
         }
-        let wish = Wish { voters: self.factor() as usize, leader: near, ..Wish::default() };
-        let Some(chosen) = self.place(&wish) else {
+        let Some(chosen) = self.place(&self.wish_for_new(asked, near)) else {
             return Err(Refusal { code: 541, text: "the cluster has no members".to_owned() });
         };
         self.last_group += 1;
@@ -152,6 +154,7 @@ impl MetaMachine {
     /// Takes a queue, its bindings and, with the last queue in it, its group out.
     pub(super) fn drop_queue(&mut self, id: QueueId, changes: &mut Vec<Change>) {
         let Some(queue) = self.queues.remove(&id) else { return };
+        self.effective.remove(&id);
         if let Some(vhost) = self.vhosts.get_mut(&queue.vhost) {
             vhost.queues.remove(&queue.name);
         }
@@ -248,7 +251,7 @@ enum Rule {
     Boolean,
 }
 
-const RULES: [(&str, Rule); 13] = [
+const RULES: [(&str, Rule); 15] = [
     ("x-expires", Rule::Positive),
     ("x-message-ttl", Rule::NotNegative),
     ("x-max-length", Rule::NotNegative),
@@ -260,6 +263,8 @@ const RULES: [(&str, Rule); 13] = [
     ("x-dead-letter-routing-key", Rule::Text),
     ("x-dead-letter-strategy", Rule::OneOf(&["at-most-once", "at-least-once"])),
     ("x-overflow", Rule::OneOf(&["drop-head", "reject-publish", "reject-publish-dlx"])),
+    ("x-queue-leader-locator", Rule::OneOf(&["client-local", "balanced"])),
+    ("x-queue-master-locator", Rule::OneOf(&["client-local", "min-masters", "random"])),
     ("x-queue-mode", Rule::OneOf(&["default", "lazy"])),
     ("x-single-active-consumer", Rule::Boolean),
 ];

@@ -26,11 +26,6 @@ impl MetaMachine {
         placement::place(&self.members, &self.loads, wish)
     }
 
-    /// How many voters and learners a group should have. Today: as many as its target has.
-    fn replicas_wanted(group: &GroupInfo) -> (usize, usize) {
-        (group.target.voters.len(), group.target.learners.len())
-    }
-
     /// Sets where a group's replicas should be. A member that is in the group, or should be, keeps its replica; any other
     /// one gets a replica of a new generation. The same target again changes nothing.
     pub(super) fn set_target(&mut self, id: GroupId, chosen: Chosen, changes: &mut Vec<Change>) -> Result<(), Refusal> {
@@ -178,11 +173,12 @@ impl MetaMachine {
         let concerned =
             |(group, info): &(&GroupId, &GroupInfo)| **group != GroupId::META && info.target.replica_on(id).is_some();
         for (group, info) in self.groups.iter().filter(concerned) {
-            let (voters, learners) = Self::replicas_wanted(info);
-            let keep: Vec<MemberId> =
-                info.target.replicas().map(|replica| replica.member).filter(|member| *member != id).collect();
-            let leader = Some(info.target.preferred_leader).filter(|leader| *leader != id);
-            let wish = Wish { voters, learners, keep, leader, among: None };
+            let mut wish = self.wish_for_group(&without, info);
+            // It may have fewer than it should: then it is not worse off with as many elsewhere.
+            let voters = wish.voters.min(info.target.voters.len());
+            wish.voters = voters;
+            wish.keep.retain(|member| *member != id);
+            wish.leader = wish.leader.filter(|leader| *leader != id);
             let chosen = placement::place(&without, &loads, &wish).unwrap_or_default();
             if chosen.voters.len() < voters {
                 let text = format!(

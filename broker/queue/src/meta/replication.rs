@@ -1,9 +1,14 @@
-//! How many copies of a message a queue wants: the cluster's defaults, and what they come to for one queue.
+//! How many replicas and copies of its messages a queue wants, and on which members: arguments, policies and the cluster's
+//! defaults, and what they come to for one queue.
 
 use super::effect::{Change, MetaReply, Refusal};
 use super::machine::{MetaMachine, Outcome};
-use super::state::Placement;
-use crate::ids::{GroupId, QueueId};
+use super::placement::{self, Wish};
+use super::policy_keys::{HaMode, LeaderLocator};
+use super::state::{GroupInfo, MemberInfo, Placement, QueueInfo, Standing};
+use crate::arguments::Value;
+use crate::ids::{GroupId, MemberId, QueueId};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The most voters that a queue may have (`ha-mode: all` means "every node, up to 7"), and so the most copies that a
 /// confirm can wait for.
@@ -21,18 +26,20 @@ impl MetaMachine {
     }
 
     /// Durable copies, on voters, that a confirm of this queue waits for; a majority is always waited for, so 0 and 1 ask
-    /// for nothing more. The cluster's default asks for no more copies than the queue is meant to have replicas: a queue
-    /// that is declared with one replica is not unusable because others have three. It counts what the queue is *meant*
-    /// to have, not what it has at the moment.
+    /// for nothing more. A policy's number counts as it stands. The cluster's default asks for no more copies than the
+    /// queue is meant to have replicas: a queue that is declared with one replica is not unusable because others have
+    /// three. It counts what the queue is *meant* to have, not what it has at the moment.
     pub fn min_in_sync_replicas(&self, queue: QueueId) -> u32 {
-        match self.queue(queue).map(|info| info.placement) {
-            Some(Placement::Replicated { .. }) => {
-                let default = self.cluster.as_ref().map_or(0, |cluster| cluster.default_min_in_sync_replicas);
-                default.min(self.factor())
-            }
-            // One member, memory: there is nothing to wait for.
-            Some(Placement::Transient { .. }) | None => 0,
+        let default = self.cluster.as_ref().map_or(0, |cluster| cluster.default_min_in_sync_replicas);
+        if default == 0 && self.effective.is_empty() {
+            return 0;
         }
+        let Some(info) = self.queue(queue) else { return 0 };
+        if matches!(info.placement, Placement::Transient { .. }) {
+            return 0; // One member, memory: there is nothing to wait for.
+        }
+        let of_policy = self.policy_of(queue).and_then(|policy| policy.replication.min_in_sync);
+        of_policy.unwrap_or_else(|| default.min(u32::try_from(self.replicas_wanted(queue)).unwrap_or(u32::MAX)))
     }
 
     /// The largest [`MetaMachine::min_in_sync_replicas`] of the queues in a group.
@@ -40,6 +47,106 @@ impl MetaMachine {
         let Some(group) = self.group(group) else { return 0 };
         group.queues.iter().map(|queue| self.min_in_sync_replicas(*queue)).max().unwrap_or(0)
     }
+
+    /// How many voters a replicated queue is meant to have, whether or not there are as many members.
+    pub fn replicas_wanted(&self, queue: QueueId) -> usize {
+        let Some(info) = self.queue(queue) else { return 0 };
+        match self.policy_of(queue).and_then(|policy| policy.replication.mode.as_ref()) {
+            Some(HaMode::All) => count_present(&self.members).min(MAX_REPLICAS as usize),
+            Some(HaMode::Exactly(count)) => *count,
+            Some(HaMode::Nodes(names)) => names.len(),
+            None => self.declared_replicas(info),
+        }
+    }
+
+    /// Without a policy: what the declaration asks for, else the cluster's factor.
+    fn declared_replicas(&self, queue: &QueueInfo) -> usize {
+        let asked = queue.arguments.get("x-quorum-initial-group-size").and_then(Value::as_integer);
+        let asked = asked.and_then(|count| u32::try_from(count).ok()).filter(|count| *count > 0);
+        asked.unwrap_or_else(|| self.factor()).min(MAX_REPLICAS) as usize
+    }
+
+    /// Where a new queue should be, by its arguments and the policies that match it. Its leader is on the declaring member
+    /// unless it is to be where fewest are led.
+    pub(super) fn wish_for_new(&self, queue: &QueueInfo, near: Option<MemberId>) -> Wish {
+        let policy = self.match_policies(queue).map(|policy| policy.replication).unwrap_or_default();
+        let argument =
+            queue.arguments.get("x-queue-leader-locator").or_else(|| queue.arguments.get("x-queue-master-locator"));
+        // As in RabbitMQ, an argument outweighs a policy.
+        let locator = argument.and_then(LeaderLocator::of).or(policy.leader_locator);
+        let leader = near.filter(|_| locator != Some(LeaderLocator::Balanced));
+        wish(&self.members, policy.mode.as_ref(), self.declared_replicas(queue), leader)
+    }
+
+    /// Where an existing group should be if these were the members.
+    pub(super) fn wish_for_group(&self, members: &BTreeMap<MemberId, MemberInfo>, group: &GroupInfo) -> Wish {
+        let queue = group.queues.first();
+        let mode = queue.and_then(|queue| self.policy_of(*queue)).and_then(|policy| policy.replication.mode.as_ref());
+        let declared = queue.and_then(|queue| self.queue(*queue)).map(|info| self.declared_replicas(info));
+        let declared = declared.unwrap_or(group.target.voters.len());
+        let wish = wish(members, mode, declared, Some(group.target.preferred_leader));
+        let keep = group.target.replicas().map(|replica| replica.member).collect();
+        Wish { keep, learners: group.target.learners.len(), ..wish }
+    }
+
+    /// The policies of a queue changed: its group should be elsewhere, perhaps.
+    pub(super) fn retarget_queue(&mut self, queue: QueueId, changes: &mut Vec<Change>) {
+        if let Some(Placement::Replicated { group }) = self.queue(queue).map(|info| info.placement) {
+            self.retarget(group, changes);
+        }
+    }
+
+    /// A member has come: groups that wait for one, or want them all, are to spread to it.
+    pub(super) fn retarget_hungry(&mut self, changes: &mut Vec<Change>) {
+        let hungry = |(id, group): (&GroupId, &GroupInfo)| {
+            if *id == GroupId::META {
+                return None;
+            }
+            let wish = self.wish_for_group(&self.members, group);
+            let named = |among: BTreeSet<MemberId>| group.target.voters.iter().any(|it| !among.contains(&it.member));
+            let misplaced = wish.among.as_ref().is_some_and(|among| named(among.clone()));
+            (misplaced || group.target.voters.len() < wish.voters.min(count_present(&self.members))).then_some(*id)
+        };
+        let groups: Vec<GroupId> = self.groups.iter().filter_map(hungry).collect();
+        for group in groups {
+            self.retarget(group, changes);
+        }
+    }
+
+    fn retarget(&mut self, id: GroupId, changes: &mut Vec<Change>) {
+        let Some(group) = self.groups.get(&id) else { return };
+        let wish = self.wish_for_group(&self.members, group);
+        // Nobody to choose from: all that may hold it are leaving. It stays where it is.
+        let Some(chosen) = placement::place(&self.members, &self.loads, &wish) else { return };
+        let _ = self.set_target(id, chosen, changes);
+    }
+}
+
+fn count_present(members: &BTreeMap<MemberId, MemberInfo>) -> usize {
+    members.values().filter(|member| member.standing == Standing::Present).count()
+}
+
+/// What a policy comes to with these members. Names that no member has are passed over; if that leaves nobody, the queue
+/// has the replicas that it would have without the policy.
+fn wish(
+    members: &BTreeMap<MemberId, MemberInfo>,
+    mode: Option<&HaMode>,
+    declared: usize,
+    leader: Option<MemberId>,
+) -> Wish {
+    let most = MAX_REPLICAS as usize;
+    let (voters, among) = match mode {
+        Some(HaMode::All) => (count_present(members).clamp(1, most), None),
+        Some(HaMode::Exactly(count)) => (*count, None),
+        Some(HaMode::Nodes(names)) => {
+            let named = |member: &MemberInfo| member.standing == Standing::Present && names.contains(&member.name);
+            let among: BTreeSet<MemberId> =
+                members.iter().filter(|(_, member)| named(member)).map(|(id, _)| *id).collect();
+            if among.is_empty() { (declared, None) } else { (among.len().min(most), Some(among)) }
+        }
+        None => (declared, None),
+    };
+    Wish { voters, among, leader, ..Wish::default() }
 }
 
 pub(super) fn check_min_in_sync(replicas: u32) -> Result<(), Refusal> {

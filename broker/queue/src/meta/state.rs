@@ -2,6 +2,7 @@
 
 use super::access::Grant;
 use super::command::{Binding, Destination, ExpectedMember};
+use super::policies::Policy;
 use crate::arguments::Arguments;
 use crate::codec::{codec_enum, codec_struct};
 use crate::ids::{BootId, GroupId, Incarnation, MemberId, QueueId, ReplicaId, SessionId};
@@ -76,6 +77,10 @@ pub struct Vhost {
     pub bindings: BTreeMap<Destination, BTreeSet<Binding>>,
     /// By user.
     pub(super) grants: BTreeMap<String, Grant>,
+    /// Users' policies by name.
+    pub(super) policies: BTreeMap<String, Policy>,
+    /// Operators' policies by name.
+    pub(super) operator_policies: BTreeMap<String, Policy>,
 }
 
 /// How an exchange picks bindings (AMQP 0-9-1 §3.1.3).
@@ -253,7 +258,7 @@ codec_struct! {
     ClusterInfo { cluster_id, epoch, replication_factor, default_min_in_sync_replicas, expected }
     MemberInfo { uuid, name, zone, address, boot, standing }
     UserInfo { hash, tags }
-    Vhost { exchanges, queues, bindings, grants }
+    Vhost { exchanges, queues, bindings, grants, policies, operator_policies }
     ExchangeInfo { kind, durable, auto_delete, internal, arguments }
     QueueInfo { vhost, name, durable, exclusive, auto_delete, arguments, placement }
     Owner { member, boot }

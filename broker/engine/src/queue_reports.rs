@@ -1,0 +1,67 @@
+//! Policies and queues, as the admin API lists them.
+
+use holdfast_journal::EntryReader;
+use holdfast_queue::ids::{GroupId, MemberId, QueueId, ReplicaId};
+use holdfast_queue::meta::{MetaMachine, Placement, PolicyKind, QueueInfo};
+
+use crate::admin::{PolicyReport, QueueReplica, QueueReport};
+use crate::member::Member;
+
+impl<R: EntryReader> Member<R> {
+    pub(crate) fn policy_reports(&self, kind: PolicyKind) -> Vec<PolicyReport> {
+        let Some(meta) = self.metadata() else { return Vec::new() };
+        let report = |(vhost, name, policy): (&str, &str, &holdfast_queue::meta::Policy)| PolicyReport {
+            vhost: vhost.to_owned(),
+            name: name.to_owned(),
+            policy: policy.asked().clone(),
+        };
+        meta.policies(kind).map(report).collect()
+    }
+
+    pub(crate) fn queue_reports(&self, limit: usize) -> Vec<QueueReport> {
+        let Some(meta) = self.metadata() else { return Vec::new() };
+        meta.queues().take(limit).map(|(queue, info)| self.queue_report(meta, queue, info)).collect()
+    }
+
+    fn queue_report(&self, meta: &MetaMachine, queue: QueueId, info: &QueueInfo) -> QueueReport {
+        let name = |member: MemberId| self.name_of(member).unwrap_or_else(|| member.to_string());
+        let mut report = QueueReport {
+            vhost: info.vhost.clone(),
+            name: info.name.clone(),
+            group: None,
+            policy: meta.policy_of(queue).cloned(),
+            leader: None,
+            replicas_wanted: 1,
+            min_in_sync_replicas: meta.min_in_sync_replicas(queue),
+            replicas: Vec::new(),
+            moving_to: Vec::new(),
+        };
+        let group = match info.placement {
+            Placement::Replicated { group } => group,
+            Placement::Transient { owner } => return QueueReport { leader: Some(name(owner.member)), ..report },
+        };
+        let leader = self.host.as_ref().and_then(|host| host.leader(group));
+        let announced = self.leaderships.announced.get(&group).map(|(leader, _)| *leader);
+        report.group = Some(group);
+        report.leader = leader.or(announced).map(name);
+        report.replicas_wanted = meta.replicas_wanted(queue);
+        if let Some(known) = meta.group(group) {
+            let replica = |replica: &ReplicaId, voter| QueueReplica {
+                name: name(replica.member),
+                voter,
+                synchronised: self.is_synchronised(group, replica.member),
+            };
+            let voters = known.voters.iter().map(|it| replica(it, true));
+            report.replicas = voters.chain(known.learners.iter().map(|it| replica(it, false))).collect();
+            let news = known.target.replicas().filter(|wanted| known.replicas().all(|there| there != *wanted));
+            report.moving_to = news.map(|wanted| name(wanted.member)).collect();
+        }
+        report
+    }
+
+    /// Only the leader knows.
+    fn is_synchronised(&self, group: GroupId, member: MemberId) -> Option<bool> {
+        let host = self.host.as_ref().filter(|_| self.leaderships.led.contains_key(&group))?;
+        Some(host.is_in_sync(group, member))
+    }
+}
