@@ -5,8 +5,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 use holdfast_journal::EntryReader;
 use holdfast_queue::ids::{ChannelRef, ConsumerId, GroupId, SessionId};
-use holdfast_queue::meta::MetaCommand;
-use holdfast_queue::queue::QueueCommand;
 use holdfast_session::{Call, ChannelId, Config, Connection, Credentials, Mechanism, Refusal, Reply, Request};
 use holdfast_wire::{ReplyCode, ShortStr};
 
@@ -33,7 +31,7 @@ pub(crate) struct Channel {
 
 /// What waits until all that the channel settled before is durable (design §3.4).
 #[derive(Debug)]
-struct Delayed {
+pub(crate) struct Delayed {
     channel: ChannelId,
     settles_below: u64,
     what: DelayedStep,
@@ -61,11 +59,13 @@ pub(crate) struct Client {
     sent: u64,
     written: u64,
     pub(crate) unconfirmed_bytes: usize,
+    /// Publishes to a queue whose end is not known, those of channels that are gone included.
+    pub(crate) unfinished: u64,
     paused: bool,
     reading: bool,
     /// Requests that wait for a fresh metadata lease, in order.
-    held: VecDeque<Request>,
-    delayed: Vec<Delayed>,
+    pub(crate) held: VecDeque<Request>,
+    pub(crate) delayed: Vec<Delayed>,
     /// A consumer here used its credit up.
     pub(crate) wants_credit: bool,
     /// `connection.close` waits for the channels.
@@ -74,7 +74,7 @@ pub(crate) struct Client {
     /// A call that was delayed is being served: it is not delayed again.
     resuming: bool,
     /// The session's end was dealt with.
-    ended: bool,
+    pub(crate) ended: bool,
     close_sent: bool,
 }
 
@@ -139,6 +139,7 @@ impl<R: EntryReader> Member<R> {
             sent: 0,
             written: 0,
             unconfirmed_bytes: 0,
+            unfinished: 0,
             paused: false,
             reading: true,
             held: VecDeque::new(),
@@ -429,7 +430,9 @@ impl<R: EntryReader> Member<R> {
             .filter(|(_, channel)| channel.closing && quiet(channel))
             .map(|(id, _)| *id)
             .collect();
-        let all_quiet = client.closing && client.channels.values().all(quiet);
+        let settled = client.channels.values().all(quiet);
+        // A channel that failed took its settlements with it, but not what was published on it before.
+        let all_quiet = client.closing && settled && client.unfinished == 0;
         for (channel, what) in ready {
             match what {
                 DelayedStep::Reply(reply) => self.reply_now(conn, channel, reply),
@@ -459,68 +462,6 @@ impl<R: EntryReader> Member<R> {
         if let Some(client) = self.clients.get_mut(&conn) {
             client.resuming = resuming;
         }
-    }
-
-    /// A channel is gone: what it holds goes back to its queues.
-    fn end_channel(&mut self, conn: ConnId, channel: ChannelId) {
-        let Some(client) = self.clients.get_mut(&conn) else { return };
-        let reference = client.channel_ref(channel);
-        let Some(closed) = client.channels.remove(&channel) else { return };
-        for (number, consumer) in &closed.consumers {
-            let id = ConsumerId { channel: reference, number: *number };
-            self.forget_consumer(id, consumer);
-        }
-        for group in closed.groups {
-            self.tell(group, QueueCommand::ChannelClosed { channel: reference });
-        }
-    }
-
-    /// A session is over: its channels, and the exclusive queues that belong to it.
-    fn end_session(&mut self, conn: ConnId) {
-        let Some(client) = self.clients.get_mut(&conn) else { return };
-        if std::mem::replace(&mut client.ended, true) {
-            return;
-        }
-        client.held.clear();
-        client.delayed.clear();
-        let session = client.id;
-        let exclusive = client.has_exclusive_queues;
-        let channels: Vec<ChannelId> = client.channels.keys().copied().collect();
-        for channel in channels {
-            self.end_channel(conn, channel);
-        }
-        if exclusive {
-            self.ask_metadata(MetaCommand::SessionEnded { session }, crate::requests::Waiter::Nobody);
-        }
-    }
-
-    /// Closes one client from this side.
-    pub(crate) fn close_client(&mut self, conn: ConnId, text: &str) {
-        let now = self.now.0;
-        if let Some(client) = self.clients.get_mut(&conn) {
-            client.session.close(Refusal::new(ReplyCode::ConnectionForced, text), now);
-            self.touch(conn);
-        }
-    }
-
-    /// Closes all clients from this side.
-    pub(crate) fn close_clients(&mut self, text: &str) {
-        let conns: Vec<ConnId> = self.clients.keys().copied().collect();
-        for conn in conns {
-            self.close_client(conn, text);
-        }
-    }
-
-    /// Forgets what the clients have in the groups, since their run is over; they only have a close to hear.
-    pub(crate) fn clients_of_old_run(&mut self) {
-        for client in self.clients.values_mut() {
-            client.ended = true;
-            client.channels.clear();
-            client.held.clear();
-            client.delayed.clear();
-        }
-        self.consumers = Default::default();
-        self.metrics.consumers = 0;
     }
 
     /// Heartbeats and deadlines of the sessions; they are looked at ten times a second.

@@ -5,7 +5,7 @@
 //! | module | holds |
 //! |---|---|
 //! | `seam`, `member` | what goes in and out; the round: handle many, flush once, poll |
-//! | `clients`, `in_flight`, `calls` | AMQP sessions: log-in, ends of channels, the synchronous methods |
+//! | `clients`, `in_flight`, `calls`, `endings` | AMQP sessions: log-in, barriers, synchronous methods, ends of channels and connections |
 //! | `publishing`, `consuming` | routes and confirms; deliveries, credit, settlements |
 //! | `copies` | `min-in-sync-replicas`: confirms that wait for more disks than a majority |
 //! | `stream`, `requests` | what this member, as a home, tells each group, and who waits for the answers |
@@ -32,6 +32,7 @@ mod calls;
 mod clients;
 mod consuming;
 mod copies;
+mod endings;
 mod groups;
 pub mod identity;
 mod in_flight;

@@ -101,6 +101,7 @@ impl<R: EntryReader> Member<R> {
             return;
         }
         client.unconfirmed_bytes += size * targets.len();
+        client.unfinished += targets.len() as u64;
         let Publish { seq, confirm, .. } = publish;
         let message = Message {
             exchange: publish.exchange.into_bytes(),
@@ -138,7 +139,12 @@ impl<R: EntryReader> Member<R> {
     pub(crate) fn publish_ended(&mut self, conn: ConnId, channel: ChannelId, seq: u64, size: u32) {
         let Some(client) = self.clients.get_mut(&conn) else { return };
         client.unconfirmed_bytes = client.unconfirmed_bytes.saturating_sub(size as usize);
-        let Some(open) = client.channels.get_mut(&channel) else { return };
+        client.unfinished = client.unfinished.saturating_sub(1);
+        let Some(open) = client.channels.get_mut(&channel) else {
+            // The channel failed, but the connection's close-ok waits for what it published.
+            self.barriers.insert(conn);
+            return;
+        };
         if open.publishes.end_part(seq - 1) {
             client.session.confirm(channel, seq);
             self.metrics.confirmed += 1;
@@ -151,12 +157,13 @@ impl<R: EntryReader> Member<R> {
     pub(crate) fn publish_failed(&mut self, conn: ConnId, channel: ChannelId, seq: u64, size: u32) {
         let Some(client) = self.clients.get_mut(&conn) else { return };
         client.unconfirmed_bytes = client.unconfirmed_bytes.saturating_sub(size as usize);
+        client.unfinished = client.unfinished.saturating_sub(1);
+        self.barriers.insert(conn);
         let Some(open) = client.channels.get_mut(&channel) else { return };
         if open.publishes.fail(seq - 1) {
             client.session.reject_publish(channel, seq);
             self.metrics.refused += 1;
             self.touched.insert(conn);
-            self.barriers.insert(conn);
         }
     }
 }
