@@ -55,7 +55,7 @@ impl Default for Config {
 }
 
 /// What clients may rely on, as RabbitMQ names it.
-const CAPABILITIES: [&str; 9] = [
+const CAPABILITIES: [&str; 8] = [
     "publisher_confirms",
     "exchange_exchange_bindings",
     "basic.nack",
@@ -64,7 +64,6 @@ const CAPABILITIES: [&str; 9] = [
     "consumer_priorities",
     "authentication_failure_close",
     "per_consumer_qos",
-    "direct_reply_to",
 ];
 
 impl Config {

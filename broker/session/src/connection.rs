@@ -483,8 +483,14 @@ impl Connection {
 
     fn open_channel(&mut self, number: u16) -> Result<(), AmqpError> {
         let (count, max) = (self.channels.len(), self.channel_max);
-        if max != 0 && count >= usize::from(max) {
-            let text = format!("number of channels opened ({count}) has reached the negotiated channel_max ({max})");
+        let text = if max != 0 && count >= usize::from(max) {
+            Some(format!("number of channels opened ({count}) has reached the negotiated channel_max ({max})"))
+        } else if max != 0 && number > max {
+            Some(format!("channel number {number} is over the negotiated channel_max ({max})"))
+        } else {
+            None
+        };
+        if let Some(text) = text {
             return Err(AmqpError::new(ReplyCode::NotAllowed, text, MethodId { class: 20, method: 10 }));
         }
         self.generations += 1;

@@ -23,7 +23,9 @@ fn start_offers_mechanisms_and_rabbitmqs_capabilities() {
     let Some(FieldValue::Table(capabilities)) = server_properties.get("capabilities") else {
         panic!("no capabilities");
     };
-    assert_eq!(capabilities.iter().count(), 9);
+    assert_eq!(capabilities.iter().count(), 8);
+    // What is announced is used: a client would wait for replies that never come.
+    assert_eq!(capabilities.get("direct_reply_to"), None);
     assert_eq!(capabilities.get("basic.nack"), Some(FieldValue::Bool(true)));
 }
 

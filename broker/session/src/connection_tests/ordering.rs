@@ -223,9 +223,19 @@ fn channels_are_counted_against_the_negotiated_maximum() {
     let mut script = Script::open_with(Config::default());
     script.connection.channel_max = 2;
     script.open_channel(1);
-    script.open_channel(7);
+    script.open_channel(2);
     script.send(3, Method::ChannelOpen {});
     let text = "NOT_ALLOWED - number of channels opened (2) has reached the negotiated channel_max (2)";
+    script.expect_close(0, ReplyCode::NotAllowed, text, (20, 10));
+}
+
+#[test]
+fn a_channel_number_over_the_negotiated_maximum_is_not_allowed() {
+    let mut script = Script::open_with(Config::default());
+    script.connection.channel_max = 10;
+    script.open_channel(10);
+    script.send(11, Method::ChannelOpen {});
+    let text = "NOT_ALLOWED - channel number 11 is over the negotiated channel_max (10)";
     script.expect_close(0, ReplyCode::NotAllowed, text, (20, 10));
 }
 
