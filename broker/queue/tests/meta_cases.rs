@@ -229,20 +229,21 @@ fn members_that_do_not_run_are_the_last_choice_but_count_towards_the_factor() {
 #[test]
 fn declaring_again_changes_nothing_and_differing_is_refused_by_name() {
     let mut group = cluster(1);
-    let arguments = || Arguments::from([("x-max-length", Value::I32(10)), ("custom", Value::Bool(true))]);
+    let arguments = || Arguments::from([("x-quorum-initial-group-size", Value::I32(3)), ("custom", Value::Bool(true))]);
     let queue = declared(&mut group, Declare { arguments: arguments(), ..durable("q") });
-    let same = Arguments::from([("x-max-length", Value::I64(10))]);
+    let same = Arguments::from([("x-quorum-initial-group-size", Value::I64(3))]);
     let again = MetaReply::QueueDeclared { queue, created: false };
     assert_eq!(ask(&mut group, Declare { arguments: same, ..durable("q") }), again);
 
     let text = "406 PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'q' in vhost '/': received 'false' but current is 'true'";
     assert_eq!(refusal(&mut group, Declare { durable: false, arguments: arguments(), ..durable("q") }), text);
-    let text = "406 PRECONDITION_FAILED - inequivalent arg 'x-max-length' for queue 'q' in vhost '/': \
-                received none but current is the value '10' of type 'signedint'";
+    let text = "406 PRECONDITION_FAILED - inequivalent arg 'x-quorum-initial-group-size' for queue 'q' in vhost '/': \
+                received none but current is the value '3' of type 'signedint'";
     assert_eq!(refusal(&mut group, durable("q")), text);
-    let text = "406 PRECONDITION_FAILED - inequivalent arg 'x-message-ttl' for queue 'q' in vhost '/': \
-                received the value '5' of type 'long' but current is none";
-    let more = Arguments::from([("x-max-length", Value::I32(10)), ("x-message-ttl", Value::I64(5))]);
+    let text = "406 PRECONDITION_FAILED - inequivalent arg 'x-queue-mode' for queue 'q' in vhost '/': \
+                received the value 'lazy' of type 'longstr' but current is none";
+    let more =
+        Arguments::from([("x-quorum-initial-group-size", Value::I32(3)), ("x-queue-mode", Value::string("lazy"))]);
     assert_eq!(refusal(&mut group, Declare { arguments: more, ..durable("q") }), text);
 }
 
@@ -277,6 +278,47 @@ fn arguments_that_make_no_sense_are_refused() {
     let arguments = Arguments::from([("x-queue-type", Value::string("quorum"))]);
     let text = "406 PRECONDITION_FAILED - invalid property 'non-durable' for queue 'q' in vhost '/'";
     assert_eq!(refusal(&mut group, Declare { arguments, durable: false, ..durable("q") }), text);
+}
+
+#[test]
+fn arguments_that_would_silently_have_no_effect_are_refused_by_name() {
+    let mut group = cluster(1);
+    let cases = [
+        ("x-message-ttl", Value::I32(100)),
+        ("x-expires", Value::I32(200)),
+        ("x-max-length", Value::I32(2)),
+        ("x-max-length-bytes", Value::I32(2)),
+        ("x-overflow", Value::string("reject-publish")),
+        ("x-dead-letter-exchange", Value::string("dead")),
+        ("x-dead-letter-routing-key", Value::string("dead")),
+        ("x-dead-letter-strategy", Value::string("at-least-once")),
+        ("x-max-priority", Value::I32(10)),
+        ("x-single-active-consumer", Value::Bool(true)),
+        ("x-delivery-limit", Value::I32(5)),
+        ("x-delayed-retry-type", Value::string("all")),
+        ("x-deduplication-header", Value::string("id")),
+    ];
+    for (name, value) in cases {
+        let text = format!(
+            "406 PRECONDITION_FAILED - arg '{name}' for queue 'q' in vhost '/': this version does not support it yet \
+             (received '{value}'); declare the queue without it"
+        );
+        let arguments = Arguments::from([(name, value)]);
+        assert_eq!(refusal(&mut group, Declare { arguments, ..durable("q") }), text);
+    }
+    let harmless = Arguments::from([
+        ("x-queue-type", Value::string("quorum")),
+        ("x-queue-mode", Value::string("lazy")),
+        ("x-queue-version", Value::I32(2)),
+        ("x-queue-leader-locator", Value::string("client-local")),
+        ("x-quorum-initial-group-size", Value::I32(3)),
+        ("x-overflow", Value::string("drop-head")),
+        ("x-dead-letter-strategy", Value::string("at-most-once")),
+        ("x-single-active-consumer", Value::Bool(false)),
+        ("x-delivery-limit", Value::I32(-1)),
+        ("x-of-its-own", Value::I32(1)),
+    ]);
+    declared(&mut group, Declare { arguments: harmless, ..durable("q") });
 }
 
 #[test]

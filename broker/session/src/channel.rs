@@ -311,15 +311,18 @@ fn check_user_id(properties: &Properties, user: Option<&ShortStr>) -> Result<(),
     }
 }
 
-/// `expiration` is a number of milliseconds of at most 32 bits, in decimal.
+/// `expiration` is a number of milliseconds of at most 32 bits, in decimal. Messages do not expire yet, so one that should
+/// is refused: kept for ever, it would not mean what its publisher asked for.
 fn check_expiration(properties: &Properties) -> Result<(), AmqpError> {
     let Some(text) = properties.expiration() else { return Ok(()) };
     let digits = text.as_bytes();
     let is_number = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
-    if is_number && text.as_str().parse::<u32>().is_ok() {
-        return Ok(());
-    }
-    let why = if is_number { "value_too_large" } else { "no_integer" };
-    let text = format!("invalid expiration '{text}': {why}");
+    let text = if !is_number {
+        format!("invalid expiration '{text}': no_integer")
+    } else if text.as_str().parse::<u32>().is_err() {
+        format!("invalid expiration '{text}': value_too_large")
+    } else {
+        format!("expiration '{text}': this version does not support message TTL yet")
+    };
     Err(AmqpError::new(ReplyCode::PreconditionFailed, text, PUBLISH))
 }

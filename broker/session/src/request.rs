@@ -119,7 +119,7 @@ pub struct Publish {
     pub routing_key: ShortStr,
     /// Return it if no queue takes it.
     pub mandatory: bool,
-    /// The property list; `user_id` and `expiration` have been checked.
+    /// The property list; `user_id` has been checked, and `expiration` is not there.
     pub properties: Properties,
     /// The body.
     pub body: Bytes,

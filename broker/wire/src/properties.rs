@@ -24,8 +24,8 @@ mod flag {
 
 /// A message's properties as the publisher encoded them: the flag word and the values, kept byte for byte.
 ///
-/// Its extent is checked when it is parsed (every string and the header table lie inside it); the header table's
-/// contents are checked when they are asked for.
+/// It is checked throughout when it is parsed: every string and the header table lie inside it, and the table's contents
+/// are well formed, nested ones included. What a consumer cannot decode must never be stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Properties(Bytes);
 
@@ -69,7 +69,7 @@ pub struct BasicProperties {
 }
 
 impl Properties {
-    /// Checks the extent of a property list.
+    /// Checks a property list, the contents of its header table included.
     pub fn parse(bytes: Bytes) -> Result<Properties, WireError> {
         let flags = match bytes.get(..2) {
             Some(word) => u16::from_be_bytes([word[0], word[1]]),
@@ -82,7 +82,11 @@ impl Properties {
         if end != bytes.len() {
             return Err(WireError::TrailingBytes(bytes.len() - end));
         }
-        Ok(Properties(bytes))
+        let properties = Properties(bytes);
+        if let Some(mut from) = properties.at(flag::HEADERS) {
+            from.table()?;
+        }
+        Ok(properties)
     }
 
     /// The encoded list: flag word and values.
@@ -123,7 +127,7 @@ impl Properties {
         self.at(flag::PRIORITY)?.octet().ok()
     }
 
-    /// The header table; an error where its contents are malformed.
+    /// The header table.
     pub fn headers(&self) -> Result<Option<FieldTable>, WireError> {
         self.at(flag::HEADERS).map(|mut from| from.table()).transpose()
     }

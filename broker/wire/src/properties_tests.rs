@@ -105,9 +105,27 @@ fn a_second_word_of_flags_is_refused() {
 }
 
 #[test]
-fn malformed_headers_are_found_when_they_are_asked_for() {
-    let bytes = b"\x30\x00\x00\x00\x00\x03\x01kL\x02";
-    let parsed = Properties::parse(Bytes::from_static(bytes)).expect("the extent is right");
-    assert_eq!(parsed.headers(), Err(WireError::FieldType(b'L')));
-    assert_eq!(parsed.delivery_mode(), Some(2));
+fn malformed_headers_are_refused_with_the_list() {
+    let cases: [(&'static [u8], WireError); 4] = [
+        (b"\x30\x00\x00\x00\x00\x03\x01kL\x02", WireError::FieldType(b'L')),
+        (b"\x30\x00\x00\x00\x00\x03\x01kZ\x02", WireError::FieldType(b'Z')),
+        (b"\x30\x00\x00\x00\x00\x04\x01kI\x07\x02", WireError::Truncated),
+        (b"\x30\x00\x00\x00\x00\x03\x09kt\x02", WireError::Truncated),
+    ];
+    for (bytes, error) in cases {
+        assert_eq!(Properties::parse(Bytes::from_static(bytes)), Err(error));
+    }
+}
+
+#[test]
+fn headers_nested_too_deeply_are_refused_with_the_list() {
+    let nested = |levels: usize| {
+        let table = (0..levels).fold(FieldTable::default(), |inner, _| {
+            FieldTable::from_entries([("k", FieldValue::Table(inner))]).expect("a short key")
+        });
+        let properties = BasicProperties { headers: Some(table), ..BasicProperties::default() };
+        Properties::parse(properties.encode().into_bytes())
+    };
+    assert!(nested(60).is_ok());
+    assert_eq!(nested(15_000).map(|_| ()), Err(WireError::TooDeep(64)));
 }

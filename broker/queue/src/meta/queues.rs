@@ -244,6 +244,8 @@ pub(super) fn inequivalent_arguments(
 /// What RabbitMQ wants of an argument's value.
 enum Rule {
     NotNegative,
+    /// A number, or -1 for no limit.
+    LimitOrNone,
     Positive,
     AtMost(i64),
     Text,
@@ -257,7 +259,7 @@ const RULES: [(&str, Rule); 15] = [
     ("x-max-length", Rule::NotNegative),
     ("x-max-length-bytes", Rule::NotNegative),
     ("x-max-priority", Rule::AtMost(255)),
-    ("x-delivery-limit", Rule::NotNegative),
+    ("x-delivery-limit", Rule::LimitOrNone),
     ("x-quorum-initial-group-size", Rule::Positive),
     ("x-dead-letter-exchange", Rule::Text),
     ("x-dead-letter-routing-key", Rule::Text),
@@ -274,15 +276,18 @@ impl Rule {
     fn broken_by(&self, value: &Value) -> Option<String> {
         let wrong_type = || Some(format!("{{unacceptable_type,{}}}", value.type_name()));
         match self {
-            Rule::NotNegative | Rule::Positive | Rule::AtMost(_) => match (self, value.as_integer()) {
-                (_, None) => wrong_type(),
-                (_, Some(number)) if number < 0 => Some(format!("{{value_negative,{number}}}")),
-                (Rule::Positive, Some(0)) => Some("{value_zero,0}".to_owned()),
-                (Rule::AtMost(most), Some(number)) if number > *most => {
-                    Some(format!("{{max_value_exceeded,{number}}}"))
+            Rule::NotNegative | Rule::LimitOrNone | Rule::Positive | Rule::AtMost(_) => {
+                match (self, value.as_integer()) {
+                    (_, None) => wrong_type(),
+                    (Rule::LimitOrNone, Some(-1)) => None,
+                    (_, Some(number)) if number < 0 => Some(format!("{{value_negative,{number}}}")),
+                    (Rule::Positive, Some(0)) => Some("{value_zero,0}".to_owned()),
+                    (Rule::AtMost(most), Some(number)) if number > *most => {
+                        Some(format!("{{max_value_exceeded,{number}}}"))
+                    }
+                    _ => None,
                 }
-                _ => None,
-            },
+            }
             Rule::Text => {
                 if value.as_text().is_some() {
                     None
@@ -306,6 +311,45 @@ impl Rule {
     }
 }
 
+/// A value that asks for what a queue does anyhow.
+enum Plain {
+    Text(&'static str),
+    Number(i64),
+    False,
+}
+
+impl Plain {
+    fn is(&self, value: &Value) -> bool {
+        match self {
+            Plain::Text(text) => value.as_text() == Some(text),
+            Plain::Number(number) => value.as_integer() == Some(*number),
+            Plain::False => *value == Value::Bool(false),
+        }
+    }
+}
+
+/// Arguments that would change what happens to messages and are not built yet, with the values that change nothing. To
+/// take one and do nothing would lose what the client relies on (rejected messages, say, without their dead-letter
+/// exchange). Those that are mere hints in RabbitMQ too are not listed: x-queue-mode, x-queue-version,
+/// x-max-in-memory-length and -bytes, x-queue-leader-locator, x-queue-master-locator, x-quorum-initial-group-size.
+const UNSUPPORTED: [(&str, &[Plain]); 15] = [
+    ("x-message-ttl", &[]),
+    ("x-expires", &[]),
+    ("x-max-length", &[]),
+    ("x-max-length-bytes", &[]),
+    ("x-overflow", &[Plain::Text("drop-head")]),
+    ("x-dead-letter-exchange", &[]),
+    ("x-dead-letter-routing-key", &[]),
+    ("x-dead-letter-strategy", &[Plain::Text("at-most-once")]),
+    ("x-max-priority", &[]),
+    ("x-single-active-consumer", &[Plain::False]),
+    ("x-delivery-limit", &[Plain::Number(-1)]),
+    ("x-delayed-retry-type", &[]),
+    ("x-delayed-retry-min", &[]),
+    ("x-delayed-retry-max", &[]),
+    ("x-deduplication-header", &[]),
+];
+
 fn check_arguments(queue: &QueueInfo) -> Result<(), Refusal> {
     let what = describe(queue);
     let precondition = |text: String| Err(Refusal { code: 406, text });
@@ -328,6 +372,14 @@ fn check_arguments(queue: &QueueInfo) -> Result<(), Refusal> {
     for (name, rule) in &RULES {
         if let Some(reason) = queue.arguments.get(name).and_then(|value| rule.broken_by(value)) {
             return precondition(format!("invalid arg '{name}' for {what}: {reason}"));
+        }
+    }
+    for (name, without_effect) in &UNSUPPORTED {
+        let asked = queue.arguments.get(name).filter(|value| !without_effect.iter().any(|plain| plain.is(value)));
+        if let Some(value) = asked {
+            return precondition(format!(
+                "arg '{name}' for {what}: this version does not support it yet (received '{value}'); declare the queue without it"
+            ));
         }
     }
     Ok(())

@@ -124,16 +124,44 @@ fn properties_that_lie_are_refused() {
         (other_user, "PRECONDITION_FAILED - user_id property set to 'root' but authenticated user was 'guest'"),
         (expiration("-1"), "PRECONDITION_FAILED - invalid expiration '-1': no_integer"),
         (expiration("99999999999"), "PRECONDITION_FAILED - invalid expiration '99999999999': value_too_large"),
+        // Storing it and never letting it expire would be a silent change of meaning.
+        (
+            expiration("60000"),
+            "PRECONDITION_FAILED - expiration '60000': this version does not support message TTL yet",
+        ),
     ];
     for (properties, text) in cases {
         let (mut script, _) = Script::with_channel();
         script.bytes(publish_frames(1, "q", &properties.encode(), &Bytes::from_static(b"x")));
         script.expect_close(1, ReplyCode::PreconditionFailed, text, (60, 40));
     }
-    let honest = BasicProperties { user_id: Some(short("guest")), expiration: Some(short("0")), ..Default::default() };
+    let honest = BasicProperties { user_id: Some(short("guest")), ..Default::default() };
     let (mut script, _) = Script::with_channel();
     script.bytes(publish_frames(1, "q", &honest.encode(), &Bytes::from_static(b"x")));
     assert_eq!(script.requests().len(), 1);
+}
+
+#[test]
+fn headers_that_no_consumer_could_decode_close_the_publisher_s_connection() {
+    let raw = |header: &[u8]| {
+        let mut out = BytesMut::new();
+        publish_method("q", false).encode(1, &mut out);
+        ContentHeader::encode(1, 1, header, &mut out);
+        out.freeze()
+    };
+    let deep = (0..15_000).fold(FieldTable::default(), |inner, _| {
+        FieldTable::from_entries([("k", FieldValue::Table(inner))]).expect("a short key")
+    });
+    let deep = BasicProperties { headers: Some(deep), ..Default::default() }.encode();
+    let cases = [
+        (&b"\x20\0\0\0\0\x03\x01kZ"[..], "SYNTAX_ERROR - unknown field type 0x5a in a table"),
+        (deep.as_bytes(), "SYNTAX_ERROR - field table is nested more than 64 levels deep"),
+    ];
+    for (header, text) in cases {
+        let (mut script, _) = Script::with_channel();
+        script.bytes(raw(header));
+        script.expect_close(0, ReplyCode::SyntaxError, text, (0, 0));
+    }
 }
 
 #[test]
