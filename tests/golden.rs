@@ -2,11 +2,12 @@
 
 use holdfast::{
     api::v1alpha1::MessageQueueCluster,
+    broker_admin::Health,
     controllers::{
         Settings,
         messagequeuecluster::{
             build::{Object, build},
-            observe::Observed,
+            observe::{MemberFacts, Observed, VolumeFacts},
             plan::plan,
             validate::validate,
         },
@@ -14,13 +15,17 @@ use holdfast::{
 };
 use k8s_openapi::api::{
     apps::v1::StatefulSet,
-    core::v1::{ConfigMap, Secret, Service, ServiceAccount},
+    core::v1::{ConfigMap, PersistentVolumeClaim, Secret, Service, ServiceAccount},
     policy::v1::PodDisruptionBudget,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 fn children(spec: Value) -> Vec<Object> {
+    children_of(spec, &Observed::default())
+}
+
+fn children_of(spec: Value, observed: &Observed) -> Vec<Object> {
     let mqc: MessageQueueCluster = serde_json::from_value(json!({
         "apiVersion": "holdfast.dev/v1alpha1",
         "kind": "MessageQueueCluster",
@@ -30,11 +35,10 @@ fn children(spec: Value) -> Vec<Object> {
     .expect("a cluster");
     let settings = Settings { broker_image: "holdfast/broker:dev".into(), controller_name: "c".into() };
     let now = "2026-11-22T10:00:00Z".parse().expect("a time");
-    let observed = Observed::default();
-    let validation = validate(&mqc, &observed, &settings);
+    let validation = validate(&mqc, observed, &settings);
     assert_eq!(validation.blockers, vec![]);
-    let plan = plan(&mqc, &validation, &observed, "fresh-id", now);
-    let children = build(&mqc, &validation, &observed, &plan, now).expect("children");
+    let plan = plan(&mqc, &validation, observed, "fresh-id", now);
+    let children = build(&mqc, &validation, observed, &plan, now).expect("children");
     children.shared.into_iter().chain(children.members).chain(children.volumes).collect()
 }
 
@@ -74,6 +78,7 @@ fn check_shape(object: &Object) {
         "StatefulSet" => through::<StatefulSet>(&object.body),
         "ConfigMap" => through::<ConfigMap>(&object.body),
         "Secret" => through::<Secret>(&object.body),
+        "PersistentVolumeClaim" => through::<PersistentVolumeClaim>(&object.body),
         "Service" => through::<Service>(&object.body),
         "ServiceAccount" => through::<ServiceAccount>(&object.body),
         "PodDisruptionBudget" => through::<PodDisruptionBudget>(&object.body),
@@ -135,6 +140,26 @@ fn zones_pin_members_and_overrides_are_merged() {
             },
         }))
     );
+}
+
+/// What is written about whose the volumes are, before any broker hears of it; and the one case in which they go.
+#[test]
+fn volumes_that_go_with_their_cluster_are_owned_by_it_and_carry_its_identity() {
+    let member = |n: u32| {
+        let volume = VolumeFacts { bound: true, version: Some("7".into()), ..VolumeFacts::default() };
+        let health = Health { member_uuid: format!("disk-{n}"), ..Health::default() };
+        (n, MemberFacts { volume: Some(volume), answer: Some(Ok(health)), ..MemberFacts::default() })
+    };
+    let observed = Observed { members: (0..2).map(member).collect(), ..Observed::default() };
+    let children = children_of(json!({ "members": 2, "storage": { "deletionPolicy": "Delete" } }), &observed);
+    let told = |o: &&Object| o.resource.kind == "PersistentVolumeClaim" || o.name == "demo-identity";
+    let mut text = String::new();
+    for object in children.iter().filter(told) {
+        check_shape(object);
+        text.push_str("---\n");
+        text.push_str(&serde_saphyr::to_string(&object.body).expect("YAML"));
+    }
+    insta::assert_snapshot!("volumes_and_identity", text);
 }
 
 #[test]

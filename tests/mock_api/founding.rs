@@ -70,6 +70,29 @@ async fn a_crash_between_recording_and_founding_uses_the_same_id() {
 }
 
 #[tokio::test]
+async fn an_identity_that_a_successor_recorded_is_not_written_over() {
+    let world = World::new(json!({}));
+    world.pass().await.expect("a pass");
+    world.start_pods();
+    // This operator was paused after it had looked; another one has taken over and recorded an id of its own.
+    for n in 0..3 {
+        world.api.meanwhile(Method::PATCH, "secrets/demo-identity", &format!("{VOLUMES}data-demo-{n}-0"), |volume| {
+            let founder = "demo-0-0/disk-1";
+            volume["metadata"]["annotations"] =
+                json!({ "holdfast.dev/cluster-id": "the-successors", "holdfast.dev/founder": founder });
+        });
+    }
+    for _ in 0..3 {
+        let _ = world.pass().await;
+    }
+    for n in 0..3 {
+        let volume = world.api.get(&format!("{VOLUMES}data-demo-{n}-0")).expect("a volume");
+        assert_eq!(volume["metadata"]["annotations"]["holdfast.dev/cluster-id"], json!("the-successors"));
+    }
+    assert_eq!(world.status().cluster_id.as_deref(), Some("the-successors"));
+}
+
+#[tokio::test]
 async fn a_founding_that_was_refused_is_asked_again_of_the_same_member() {
     use holdfast::broker_admin::AdminError;
     let world = World::new(json!({}));

@@ -153,7 +153,7 @@ impl FakeApi {
     fn handle(&self, method: &Method, path: &str, query: &str, body: Value) -> (u16, Value) {
         let mut state = self.lock();
         let is_due = |m: &Meanwhile| m.method == *method && path.contains(&m.path_part);
-        if let Some(at) = state.meanwhile.iter().position(is_due) {
+        while let Some(at) = state.meanwhile.iter().position(is_due) {
             let Meanwhile { path, change, .. } = state.meanwhile.remove(at);
             let mut object = state.objects.get(&path).cloned().unwrap_or_else(|| panic!("{path} does not exist"));
             change(&mut object);
@@ -276,6 +276,10 @@ impl State {
             return (200, self.store(parent, object));
         }
         let mut object = self.objects.get(path).cloned().unwrap_or_else(|| json!({}));
+        let expected = &body["metadata"]["resourceVersion"];
+        if !expected.is_null() && *expected != object["metadata"]["resourceVersion"] {
+            return failure(409, "the object has been modified");
+        }
         let before = object.clone();
         merge(&mut object, &body);
         match object == before {

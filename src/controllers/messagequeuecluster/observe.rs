@@ -131,6 +131,8 @@ impl PodFacts {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VolumeFacts {
+    /// The version of the claim that was read.
+    pub version: Option<String>,
     pub requested: Option<String>,
     pub capacity: Option<String>,
     pub cluster_id: Option<String>,
@@ -385,6 +387,7 @@ fn volume_facts(volume: &PersistentVolumeClaim) -> VolumeFacts {
         requested: requested.and_then(|r| r.get("storage")).map(|q| q.0.clone()),
         capacity: capacity.and_then(|c| c.get("storage")).map(|q| q.0.clone()),
         cluster_id: volume.annotations().get(CLUSTER_ID_ANNOTATION).cloned(),
+        version: volume.resource_version(),
         founder: volume.annotations().get(FOUNDER_ANNOTATION).cloned(),
         member_uuid: volume.annotations().get(MEMBER_UUID_ANNOTATION).cloned(),
         bound: volume.status.as_ref().is_some_and(|s| s.phase.as_deref() == Some("Bound")),

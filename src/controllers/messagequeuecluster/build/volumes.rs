@@ -35,8 +35,12 @@ pub fn objects(cluster: &ValidatedCluster, observed: &Observed, plan: &Plan) -> 
             }
             let labels = cluster.names.member_labels(number);
             let name = cluster.names.volume(number);
-            Object::new::<PersistentVolumeClaim>(&cluster.names, &owner, name, labels, json!({}))
-                .annotated(annotations.into())
+            let mut object = Object::new::<PersistentVolumeClaim>(&cluster.names, &owner, name, labels, json!({}));
+            // An operator that was paused since it looked must not write over what its successor has recorded.
+            if let (Latch::Record { .. }, Some(version)) = (&plan.latch, &volume.version) {
+                object.body["metadata"]["resourceVersion"] = json!(version);
+            }
+            object.annotated(annotations.into())
         })
         .collect()
 }

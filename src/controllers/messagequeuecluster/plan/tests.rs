@@ -90,6 +90,7 @@ fn seen(mqc: &MessageQueueCluster, health: impl Fn(u32) -> Health) -> Observed {
                     ..PodFacts::default()
                 }),
                 volume: Some(VolumeFacts {
+                    version: None,
                     requested: Some("10Gi".into()),
                     capacity: Some("10Gi".into()),
                     cluster_id: Some(ID.into()),
