@@ -132,7 +132,7 @@ pub struct GroupCounts {
     /// Led here, with a voter more than 1,000 entries behind.
     pub lagging: usize,
     pub quarantined: usize,
-    /// Led here, with fewer voters than the queue should have, or a voter that does not answer.
+    /// Led here, with a voter that does not answer.
     pub under_replicated: usize,
 }
 

@@ -293,3 +293,44 @@ impl AppliedCache {
         self.entries.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(generation: i64, label: &str) -> ObjectMeta {
+        let labels = Some([("mine".to_owned(), label.to_owned())].into());
+        ObjectMeta { generation: Some(generation), labels, ..ObjectMeta::default() }
+    }
+
+    #[test]
+    fn what_somebody_else_changed_is_not_taken_for_what_was_written() {
+        let key = || key("Service", "ns", "demo");
+        let ours = seen(3, "ours");
+        // The watch shows: nothing yet; this very write; a later change, before and after the answer to the write.
+        type Step<'a> = (Option<ObjectMeta>, Option<ObjectMeta>, bool);
+        let table: [Step<'_>; 5] = [
+            (None, None, true),
+            (Some(ours.clone()), Some(ours.clone()), true),
+            (Some(seen(4, "ours")), None, false),
+            (None, Some(seen(4, "ours")), false),
+            (None, Some(seen(3, "theirs")), false),
+        ];
+        for (row, (meanwhile, later, known)) in table.into_iter().enumerate() {
+            let cache = AppliedCache::default();
+            cache.begin(&key());
+            meanwhile.iter().for_each(|meta| cache.compare(key(), Some(meta)));
+            cache.remember(key(), "hash".into(), &ours);
+            later.iter().for_each(|meta| cache.compare(key(), Some(meta)));
+            assert_eq!(cache.holds(&key(), "hash"), known, "row {row}");
+        }
+        let cache = AppliedCache::default();
+        cache.begin(&key());
+        cache.remember(key(), "hash".into(), &ours);
+        cache.compare(key(), None);
+        assert!(!cache.holds(&key(), "hash"), "it is gone");
+        cache.remember(key(), "hash".into(), &ours);
+        cache.begin(&key());
+        assert!(!cache.holds(&key(), "hash"), "a write that was not answered may or may not have been done");
+    }
+}

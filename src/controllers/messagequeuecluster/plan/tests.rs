@@ -358,6 +358,14 @@ fn the_brokers_are_told_of_new_members_and_of_zones_that_changed() {
     assert_eq!(decide(&larger, &observed).membership, None);
 }
 
+/// Another hash of the same names has every member restarted when an operator is installed.
+#[test]
+fn the_names_of_a_certificate_have_the_hash_that_they_always_had() {
+    let mut mqc = founded();
+    mqc.spec.listeners.extra_sans = vec!["mq.example.org".into(), "10.0.0.1".into()];
+    assert_eq!(certified(&cluster(&mqc, &Observed::default()), "authority"), "313236dabe9a9d08");
+}
+
 #[test]
 fn a_leaf_is_issued_anew_for_other_names_another_authority_or_when_its_time_comes() {
     let mqc = founded();
