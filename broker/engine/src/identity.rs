@@ -3,7 +3,8 @@
 //! A member's identity is a UUID on its disk, not its name: a blank disk is a new member (design §3.1). It is written
 //! before it is acted upon, as an identity record of the journal.
 
-use holdfast_queue::ids::MemberId;
+use holdfast_journal::Recovered;
+use holdfast_queue::ids::{GroupId, MemberId};
 
 /// The UUID of a data directory.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -39,6 +40,9 @@ pub struct Membership {
     pub cluster_epoch: u64,
     /// This member's Raft id, never used again for another disk.
     pub member: MemberId,
+    /// True until the metadata is here: only a member that never had it may begin with an empty replica of group 0. Any
+    /// other that finds none has lost its log, and with it what it voted for and acknowledged.
+    pub joining: bool,
     /// Addresses of other members, so that a restarted member finds them before it has read group 0.
     pub peers: Vec<String>,
 }
@@ -52,17 +56,36 @@ pub struct Identity {
     pub admin_token: u64,
 }
 
-/// A persisted identity that cannot be read.
+/// A data directory that its member cannot go on with.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the identity record of the data directory cannot be read: {0}")]
-pub struct IdentityError(pub &'static str);
+pub enum IdentityError {
+    /// It does not say whose it is.
+    #[error("the identity record of the data directory cannot be read: {0}")]
+    Unreadable(&'static str),
+    /// The member had the metadata, and they are gone: so may be votes and messages that it has acknowledged.
+    #[error(
+        "the data directory is that of member {member} of cluster {cluster_id}, but its log is gone: there is no group 0 \
+         in it. Replace the volume by an empty one, with which the member joins anew"
+    )]
+    LogGone { member: MemberId, cluster_id: String },
+}
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 impl Identity {
     /// The identity of a data directory that belongs to no cluster yet.
     pub fn blank(uuid: MemberUuid) -> Self {
         Self { uuid, membership: None, admin_token: 0 }
+    }
+
+    /// A member that has had the metadata must find a replica of group 0, damaged or not.
+    pub(crate) fn check_log(&self, recovered: &Recovered) -> Result<(), IdentityError> {
+        match &self.membership {
+            Some(own) if !own.joining && !recovered.groups.iter().any(|group| group.key.group == GroupId::META.0) => {
+                Err(IdentityError::LogGone { member: own.member, cluster_id: own.cluster_id.clone() })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The record's bytes: a version, then the fields, big-endian, strings with a 16-bit length.
@@ -77,6 +100,7 @@ impl Identity {
                 put_str(&mut out, &m.cluster_id);
                 out.extend_from_slice(&m.cluster_epoch.to_be_bytes());
                 out.extend_from_slice(&m.member.0.to_be_bytes());
+                out.push(u8::from(m.joining));
                 out.extend_from_slice(&(m.peers.len() as u16).to_be_bytes());
                 for peer in &m.peers {
                     put_str(&mut out, peer);
@@ -90,7 +114,7 @@ impl Identity {
     pub fn decode(bytes: &[u8]) -> Result<Self, IdentityError> {
         let mut r = Reader(bytes);
         if r.take(1)?[0] != VERSION {
-            return Err(IdentityError("unknown version"));
+            return Err(IdentityError::Unreadable("unknown version"));
         }
         let uuid = MemberUuid(u128::from_be_bytes(r.take(16)?.try_into().expect("16 bytes")));
         let admin_token = r.u64()?;
@@ -100,14 +124,15 @@ impl Identity {
                 let cluster_id = r.string()?;
                 let cluster_epoch = r.u64()?;
                 let member = MemberId(r.u64()?);
+                let joining = r.take(1)?[0] != 0;
                 let count = r.u16()?;
                 let peers = (0..count).map(|_| r.string()).collect::<Result<_, _>>()?;
-                Some(Membership { cluster_id, cluster_epoch, member, peers })
+                Some(Membership { cluster_id, cluster_epoch, member, joining, peers })
             }
-            _ => return Err(IdentityError("unknown kind of membership")),
+            _ => return Err(IdentityError::Unreadable("unknown kind of membership")),
         };
         if !r.0.is_empty() {
-            return Err(IdentityError("trailing bytes"));
+            return Err(IdentityError::Unreadable("trailing bytes"));
         }
         Ok(Self { uuid, membership, admin_token })
     }
@@ -122,7 +147,7 @@ struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
     fn take(&mut self, n: usize) -> Result<&'a [u8], IdentityError> {
-        let (head, tail) = self.0.split_at_checked(n).ok_or(IdentityError("cut short"))?;
+        let (head, tail) = self.0.split_at_checked(n).ok_or(IdentityError::Unreadable("cut short"))?;
         self.0 = tail;
         Ok(head)
     }
@@ -137,7 +162,7 @@ impl<'a> Reader<'a> {
 
     fn string(&mut self) -> Result<String, IdentityError> {
         let len = self.u16()? as usize;
-        String::from_utf8(self.take(len)?.to_vec()).map_err(|_| IdentityError("text is not UTF-8"))
+        String::from_utf8(self.take(len)?.to_vec()).map_err(|_| IdentityError::Unreadable("text is not UTF-8"))
     }
 }
 
@@ -153,6 +178,7 @@ mod tests {
                 cluster_id: "c1".into(),
                 cluster_epoch: 3,
                 member: MemberId(7),
+                joining: true,
                 peers: vec!["a:1".into(), "b:2".into()],
             }),
             admin_token: 9,

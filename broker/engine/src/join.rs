@@ -33,6 +33,8 @@ pub(crate) enum AfterIdentity {
     Nothing,
     /// Membership is news: every link is told.
     Joined,
+    /// It says that the metadata has been here: the run may be registered.
+    Settled,
 }
 
 /// Group 0 has one life for each cluster epoch.
@@ -84,12 +86,32 @@ impl<R: EntryReader> Member<R> {
             self.greet_again();
             self.dial_members();
         }
+        if done.iter().any(|(_, after)| *after == AfterIdentity::Settled) {
+            self.next_care = self.now;
+        }
+    }
+
+    /// The metadata is here for the first time: from now on this disk must never be taken for one that joins. Durable
+    /// before the member registers a run, and so before anybody relies on it.
+    fn settle_in(&mut self) {
+        let has_metadata = self.metadata().is_some();
+        if let Some(own) = self.identity.membership.as_mut().filter(|own| own.joining && has_metadata) {
+            own.joining = false;
+            self.write_identity(AfterIdentity::Settled);
+        }
+    }
+
+    /// True once the disk says that the metadata has been here.
+    fn is_settled(&self) -> bool {
+        self.identity.membership.as_ref().is_some_and(|own| !own.joining)
+            && !self.identity_writes.iter().any(|(_, after)| *after == AfterIdentity::Settled)
     }
 
     /// Makes this blank member the first one of a cluster.
     pub(crate) fn found_cluster(&mut self, cluster_id: String, peers: Vec<String>) {
         let member = MemberId(1);
-        self.identity.membership = Some(Membership { cluster_id, cluster_epoch: FIRST_EPOCH, member, peers });
+        self.identity.membership =
+            Some(Membership { cluster_id, cluster_epoch: FIRST_EPOCH, member, joining: true, peers });
         self.start_host();
         self.write_identity(AfterIdentity::Joined);
         self.create_metadata();
@@ -127,6 +149,7 @@ impl<R: EntryReader> Member<R> {
             cluster_id: invite.cluster_id,
             cluster_epoch: invite.cluster_epoch,
             member: invite.member,
+            joining: true,
             peers: invite.peers,
         });
         self.start_host();
@@ -143,7 +166,10 @@ impl<R: EntryReader> Member<R> {
 
     /// The process ended between the identity and the replica of group 0: others of the cluster have the metadata.
     fn join_again(&mut self) {
-        if !self.cluster_is_there() || self.host.as_ref().is_none_or(|host| host.key(GroupId::META).is_some()) {
+        if self.is_settled()
+            || !self.cluster_is_there()
+            || self.host.as_ref().is_none_or(|host| host.key(GroupId::META).is_some())
+        {
             return;
         }
         let now = self.now;
@@ -168,7 +194,7 @@ impl<R: EntryReader> Member<R> {
         if self.boot_asked == Some(boot) || shown.is_none() || shown == Some(Some(boot)) {
             return;
         }
-        if self.meta_replay_until.is_none() {
+        if self.meta_replay_until.is_none() && self.is_settled() {
             self.boot_asked = Some(boot);
             self.ask_metadata(MetaCommand::BootStarted { member: me, boot }, Waiter::BootStarted(boot));
         }
@@ -216,6 +242,7 @@ impl<R: EntryReader> Member<R> {
         }
         self.next_care = self.now + CARE_EVERY;
         self.join_again();
+        self.settle_in();
         self.register_boot();
         if !self.leaderships.led.contains_key(&GroupId::META) || !self.lease_fresh() {
             return;

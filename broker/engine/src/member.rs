@@ -170,13 +170,14 @@ pub struct Member<R: EntryReader> {
 
 impl<R: EntryReader> Member<R> {
     /// Starts a member on what its disk holds. The first outputs (dial peers, write the new identity) are ready to be
-    /// polled. Fails only when the identity record cannot be read.
+    /// polled. Fails when the identity record cannot be read, or belongs to a member whose log is gone.
     pub fn new(config: MemberConfig, start: Start<R>) -> Result<Self, IdentityError> {
         let Start { boot, new_uuid, seed, recovered, reader, now, wall_ms } = start;
         let (identity, blank) = match &recovered.identity {
             Some(bytes) => (Identity::decode(bytes)?, false),
             None => (Identity::blank(new_uuid), true),
         };
+        identity.check_log(&recovered)?;
         let mut member = Self {
             config,
             identity,

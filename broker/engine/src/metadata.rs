@@ -11,7 +11,6 @@ use holdfast_replica::{GroupBirth, group_key};
 
 use crate::member::Member;
 use crate::peer_message::PeerMessage;
-use crate::publishing::group_of;
 use crate::requests::Waiter;
 use crate::seam::{Output, Severity};
 use crate::transient::transient_group_of;
@@ -61,12 +60,12 @@ impl<R: EntryReader> Member<R> {
                 self.peers.remove(member);
                 self.dial_members();
             }
-            Change::BootEnded { member, boot } => {
+            Change::BootEnded { boot, .. } => {
                 if boot == self.boot {
                     return self.declared_dead();
                 }
                 self.propose_boot_ended(boot);
-                self.end_stream(transient_group_of(member));
+                self.end_stream(transient_group_of(boot));
             }
             Change::GroupCreated { group } => self.create_replica(group),
             Change::GroupChanged { group } => self.watch_copies(group),
@@ -192,7 +191,9 @@ impl<R: EntryReader> Member<R> {
         let groups: Vec<GroupId> = meta.groups().map(|(group, _)| group).collect();
         let deleted: Vec<QueueId> =
             self.consumed_queues().into_iter().filter(|queue| meta.queue(*queue).is_none()).collect();
-        let kept: BTreeSet<GroupId> = meta.queues().filter_map(|(queue, _)| group_of(meta, queue)).collect();
+        // A run's transient queues come and go; what it was told is over only when the run is.
+        let runs = meta.members().filter_map(|(_, member)| member.boot).map(transient_group_of);
+        let kept: BTreeSet<GroupId> = groups.iter().copied().chain(runs).collect();
         let ended: Vec<GroupId> = self.streams.keys().filter(|group| !kept.contains(group)).copied().collect();
         for queue in deleted {
             self.cancel_consumers_of(queue);
@@ -204,6 +205,7 @@ impl<R: EntryReader> Member<R> {
             self.create_replica(group);
         }
         self.adopt_again();
+        self.adopt_transient_queues();
         self.unknown_groups_checked = false;
         self.dial_members();
     }

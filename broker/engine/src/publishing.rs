@@ -24,7 +24,7 @@ const OVERHEAD_BYTES: usize = 128;
 pub(crate) fn group_of(meta: &MetaMachine, queue: QueueId) -> Option<GroupId> {
     Some(match meta.queue(queue)?.placement {
         Placement::Replicated { group } => group,
-        Placement::Transient { owner } => transient_group_of(owner.member),
+        Placement::Transient { owner } => transient_group_of(owner.boot),
     })
 }
 

@@ -10,7 +10,6 @@ use crate::member::Member;
 use crate::peer_message::{HomeEffect, PeerMessage};
 use crate::seam::{AdminRequestId, ConnId, LinkId, Severity};
 use crate::stream::{Attachment, HomeStream};
-use crate::transient::transient_owner;
 
 /// A command of a session that is to be durable: where to report it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,9 +102,12 @@ impl<R: EntryReader> Member<R> {
     fn stream(&mut self, group: GroupId) -> &mut QueueStream {
         self.dirty_streams.insert(group);
         let announced = self.leaderships.announced.get(&group).copied();
+        let leader = match self.streams.contains_key(&group) {
+            true => None,
+            false => self.transient_owner(group).map(|owner| (owner, 0)).or(announced),
+        };
         self.streams.entry(group).or_insert_with(|| {
             let mut stream = QueueStream::default();
-            let leader = transient_owner(group).map(|owner| (owner, 0)).or(announced);
             if let Some((leader, term)) = leader {
                 stream.led_by(leader, term);
             }
@@ -303,8 +305,11 @@ impl<R: EntryReader> Member<R> {
     }
 
     /// The group expects a command that was confirmed before and is not kept: its state is not the one that confirmed.
+    /// Nothing more can be said to it in this run, so the run ends with all its sessions, and the member goes on in
+    /// another.
     fn lost_stream(&mut self, group: GroupId, expected: u64) {
         self.event(Severity::Error, format!("group {group} lost commands from {expected} on that it had confirmed"));
+        self.declared_dead();
     }
 
     /// A publish or settlement is durable.

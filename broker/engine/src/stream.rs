@@ -70,6 +70,8 @@ pub(crate) struct HomeStream<C, P, W> {
     progress: Instant,
     /// The last gap that was answered by sending again, and when.
     gap: Option<(u64, Instant)>,
+    /// The group said that it expects a command which it had confirmed.
+    doubted: bool,
 }
 
 impl<C, P, W> Default for HomeStream<C, P, W> {
@@ -86,6 +88,7 @@ impl<C, P, W> Default for HomeStream<C, P, W> {
             attachment: Attachment::Detached,
             progress: Instant(0),
             gap: None,
+            doubted: false,
         }
     }
 }
@@ -209,6 +212,7 @@ impl<C: Codec + Clone, P: Copy, W> HomeStream<C, P, W> {
 
     /// The group has all commands up to `seq`, on so many disks. Returns the publishes whose wait that ends.
     pub(crate) fn confirmed(&mut self, seq: u64, copies: u8, now: Instant) -> Vec<P> {
+        self.doubted &= seq + 1 < self.first;
         let copied = |waiting: &mut Uncopied<P>| waiting.seq <= seq && waiting.copies <= copies;
         let mut publishes: Vec<P> = Vec::new();
         if !self.uncopied.is_empty() {
@@ -254,10 +258,14 @@ impl<C: Codec + Clone, P: Copy, W> HomeStream<C, P, W> {
     }
 
     /// A batch did not follow on what the group has: send again from `expected`. False when the group expects a command
-    /// that is not kept any more, so that the stream cannot go on.
+    /// that is not kept any more, so that the stream cannot go on: it must say so again after a new attach, since a
+    /// report that later confirms overtook looks the same.
     pub(crate) fn gap(&mut self, expected: u64, now: Instant) -> bool {
         if expected < self.first {
-            return false;
+            let is_sure = self.doubted && self.attachment == Attachment::Attached;
+            self.doubted = true;
+            self.attachment = Attachment::Detached;
+            return !is_sure;
         }
         let repeated = self.gap.is_some_and(|(at, when)| at == expected && now.since(when) < ATTACH_AGAIN);
         if !repeated && expected <= self.sent {
@@ -375,7 +383,11 @@ mod tests {
         assert_eq!(numbers(&stream.next_batch(BOOT, NOW).expect("again")), (3, 2));
         assert!(stream.gap(3, NOW), "each lost batch reports the same gap");
         assert_eq!(stream.next_batch(BOOT, NOW), None);
-        assert!(!stream.gap(1, NOW));
+        assert!(stream.gap(1, NOW), "an old report that confirms overtook, perhaps");
+        assert!(stream.gap(1, NOW));
+        assert!(stream.begin_attach(false, NOW));
+        stream.attached(4, NOW);
+        assert!(!stream.gap(1, NOW), "it still says so");
     }
 
     #[test]

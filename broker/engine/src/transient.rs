@@ -8,6 +8,7 @@ use bytes::Bytes;
 use holdfast_journal::EntryReader;
 use holdfast_queue::codec::{Batch, EntryBuilder};
 use holdfast_queue::ids::{BootId, GroupId, MemberId};
+use holdfast_queue::meta::{Placement, queue_settings};
 use holdfast_queue::queue::{QueueCommand, QueueEffect, QueueMachine};
 use holdfast_queue::{ApplyMeta, Machine};
 
@@ -17,14 +18,10 @@ use crate::seam::Severity;
 const TRANSIENT: u64 = 1 << 63;
 const SWEEP_MIN: usize = 256;
 
-/// The number under which members speak of a member's transient queues; never that of a Raft group.
-pub(crate) fn transient_group_of(member: MemberId) -> GroupId {
-    GroupId(TRANSIENT | member.0)
-}
-
-/// The member that holds such a group.
-pub(crate) fn transient_owner(group: GroupId) -> Option<MemberId> {
-    (group.0 & TRANSIENT != 0).then_some(MemberId(group.0 & !TRANSIENT))
+/// The number under which members speak of the transient queues of a member's run; never that of a Raft group. The next
+/// run of that member has other queues, and knows nothing of what this one was told: its group is another one.
+pub(crate) fn transient_group_of(boot: BootId) -> GroupId {
+    GroupId(TRANSIENT | boot.0)
 }
 
 /// This member's transient queues.
@@ -77,7 +74,36 @@ impl TransientHost {
 impl<R: EntryReader> Member<R> {
     /// The number of this member's own transient queues.
     pub(crate) fn transient_group(&self) -> GroupId {
-        transient_group_of(self.me())
+        transient_group_of(self.boot)
+    }
+
+    /// The member that holds these transient queues, while its run lasts.
+    pub(crate) fn transient_owner(&self, group: GroupId) -> Option<MemberId> {
+        if group.0 & TRANSIENT == 0 {
+            return None;
+        }
+        let holds = |boot: Option<BootId>| boot.is_some_and(|boot| transient_group_of(boot) == group);
+        self.metadata()?.members().find(|(_, info)| holds(info.boot)).map(|(member, _)| member)
+    }
+
+    /// Brings the transient queues in line with the metadata, which may have passed over changes.
+    pub(crate) fn adopt_transient_queues(&mut self) {
+        let Some(meta) = self.metadata() else { return };
+        let owns =
+            |placement: &Placement| matches!(placement, Placement::Transient { owner } if owner.boot == self.boot);
+        let machine = self.transient.machine();
+        let own = meta.queues().filter(|(queue, info)| owns(&info.placement) && machine.stats(*queue).is_none());
+        let missing = own.map(|(queue, info)| QueueCommand::CreateQueue {
+            queue,
+            vhost: info.vhost.clone(),
+            name: info.name.clone(),
+            settings: queue_settings(info),
+        });
+        let gone = machine.queues().filter(|(queue, _)| meta.queue(*queue).is_none());
+        let gone = gone.map(|(queue, _)| QueueCommand::DeleteQueue { queue, if_unused: false, if_empty: false });
+        for command in missing.chain(gone).collect::<Vec<_>>() {
+            self.transient_command(command);
+        }
     }
 
     pub(crate) fn transient_batch(&mut self, batch: &Batch<QueueCommand>) {

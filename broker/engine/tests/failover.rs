@@ -333,3 +333,54 @@ fn what_a_run_had_under_way_when_it_ended_leaves_no_consumer_behind() {
     let back = setup.get(&mut cluster, "q").expect("nobody holds it");
     assert_eq!(back.body.len(), 20_000);
 }
+
+#[test]
+fn what_a_home_told_a_run_s_transient_queues_outlives_its_last_queue_there() {
+    let mut cluster = Cluster::ready(3);
+    let (owner, home) = (1, 2);
+    lead(&mut cluster, GroupId::META, 0);
+    let mut churner = cluster.client(0);
+    let mut holder = cluster.client(owner);
+    let mut publisher = cluster.client(home);
+    publisher.confirm_select(&mut cluster);
+    let transient = |cluster: &mut Cluster, client: &mut common::Client, name: &str| {
+        let answer = client.call(cluster, 1, declare(name, false, false));
+        assert!(matches!(answer, Method::QueueDeclareOk { .. }), "{answer:?}");
+    };
+    transient(&mut cluster, &mut holder, "first");
+    for number in 1..=5 {
+        publisher.publish(&mut cluster, "first", &number.to_string());
+        publisher.wait_confirmed(&mut cluster, number);
+    }
+    let delete =
+        Method::QueueDelete { queue: common::short("first"), if_unused: false, if_empty: false, no_wait: false };
+    assert!(matches!(holder.call(&mut cluster, 1, delete), Method::QueueDeleteOk { .. }));
+    // The home is out of touch while the log of group 0 is compacted, and then gets a Raft snapshot of it.
+    cluster.cut(home, 0);
+    cluster.cut(home, owner);
+    let applied = |cluster: &Cluster, at: usize| cluster.member(at).host().expect("started").applied(GroupId::META);
+    let (behind, cut_at) = (applied(&cluster, home), cluster.now);
+    for number in 0..250 {
+        transient(&mut cluster, &mut churner, &format!("churn{number}"));
+    }
+    let compacted = cluster.member(0).host().expect("started").status(GroupId::META).expect("there").compacted;
+    assert!(compacted > behind, "{compacted} is above {behind}");
+    assert!(cluster.now.since(cut_at) < Duration::from_secs(9), "the home's run lives");
+    cluster.mend();
+    cluster.wait("it has caught up", |cluster| applied(cluster, home) == applied(cluster, 0));
+    transient(&mut cluster, &mut holder, "second");
+    publisher.publish(&mut cluster, "second", "kept");
+    publisher.wait_confirmed(&mut cluster, 6);
+    assert_eq!(holder.get(&mut cluster, "second").map(|message| message.body).as_deref(), Some("kept"));
+}
+
+#[test]
+fn a_member_whose_log_is_gone_refuses_to_start_and_says_what_to_do() {
+    let mut cluster = Cluster::ready(3);
+    cluster.kill(2);
+    let refusal = cluster.try_restart(2, |recovered| recovered.groups.clear()).expect_err("it could vote twice");
+    let text = refusal.to_string();
+    assert!(text.contains("member 3 of cluster c1") && text.contains("Replace the volume by an empty one"), "{text}");
+    cluster.restart(2, |_| {});
+    cluster.wait("nothing is missing", |cluster| cluster.member(2).ready());
+}

@@ -1,18 +1,27 @@
 //! Members die, come back on damaged disks, and lose touch.
 
-use holdfast_engine::identity::MemberUuid;
+use holdfast_engine::identity::{IdentityError, MemberUuid};
 use holdfast_engine::{Input, Member, MemberConfig, Start};
 use holdfast_journal::Recovered;
 use holdfast_queue::ids::BootId;
 use holdfast_queue::time::Instant;
+use holdfast_replica::HostConfig;
 
 use super::{Cluster, MemoryDisk, Running, address};
 
-pub fn start(at: usize, boot: u64, recovered: Recovered, disk: &MemoryDisk, now: Instant) -> Member<MemoryDisk> {
+/// Starts a member; checkpoints come early, so that logs are compacted within a test.
+pub fn start(
+    at: usize,
+    boot: u64,
+    recovered: Recovered,
+    disk: &MemoryDisk,
+    now: Instant,
+) -> Result<Member<MemoryDisk>, IdentityError> {
     let config = MemberConfig {
         name: format!("m{at}"),
         zone: format!("zone-{at}"),
         advertise_peer: address(at),
+        replication: HostConfig { checkpoint_entries: 100, ..HostConfig::default() },
         ..MemberConfig::default()
     };
     let start = Start {
@@ -24,7 +33,7 @@ pub fn start(at: usize, boot: u64, recovered: Recovered, disk: &MemoryDisk, now:
         now,
         wall_ms: now.0 / 1000,
     };
-    Member::new(config, start).expect("a disk that it wrote")
+    Member::new(config, start)
 }
 
 impl Cluster {
@@ -62,17 +71,23 @@ impl Cluster {
 
     /// Starts a killed member again on what its disk holds, after `damage` had its way with that.
     pub fn restart(&mut self, at: usize, damage: impl FnOnce(&mut Recovered)) {
+        self.try_restart(at, damage).expect("a disk that it can go on with");
+    }
+
+    /// The same, where the member may refuse what the disk holds.
+    pub fn try_restart(&mut self, at: usize, damage: impl FnOnce(&mut Recovered)) -> Result<(), IdentityError> {
         let disk = self.disks[at].clone();
         let mut recovered = disk.recover();
         damage(&mut recovered);
         self.starts += 1;
-        let member = start(at, 1_000 + self.starts, recovered, &disk, self.now);
+        let member = start(at, 1_000 + self.starts, recovered, &disk, self.now)?;
         self.members[at] = Some(Running { member, dialled: Vec::new() });
         self.settle();
         for other in 0..self.members.len() {
             self.dial(other);
         }
         self.settle();
+        Ok(())
     }
 
     /// Writes of this member's disk take until [`Cluster::resume_disk`].

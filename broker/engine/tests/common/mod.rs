@@ -90,7 +90,7 @@ impl Cluster {
         };
         for at in 0..count {
             let disk = MemoryDisk::default();
-            let member = faults::start(at, 100 + at as u64, Recovered::default(), &disk, cluster.now);
+            let member = faults::start(at, 100 + at as u64, Recovered::default(), &disk, cluster.now).expect("blank");
             cluster.disks.push(disk);
             cluster.members.push(Some(Running { member, dialled: Vec::new() }));
         }
