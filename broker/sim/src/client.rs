@@ -216,17 +216,18 @@ impl Client {
         }
         match self.role {
             Role::Producer { total } => self.publish_some(now_us, total, ledger),
-            Role::Consumer { .. } => self.settle_some(now_us),
+            Role::Consumer { .. } => self.settle_some(now_us, ledger),
             Role::Getter => self.get_one(now_us),
             Role::Churner => self.churn(now_us),
         }
         if !self.draining && self.rng.range(0, TICKS_PER_CLOSE) == 0 {
-            self.close(now_us);
+            self.close(now_us, ledger);
         }
     }
 
     /// Ends the connection in an orderly way.
-    fn close(&mut self, now_us: u64) {
+    fn close(&mut self, now_us: u64, ledger: &mut Ledger) {
+        ledger.session_ended(self.session());
         self.stage = Stage::Closing;
         self.waiting_since = Some(now_us);
         self.notes.push("closes".into());
@@ -378,7 +379,7 @@ impl Client {
             let is_enough = self.confirmed + self.unconfirmed.len() as u64 >= total;
             if is_enough || self.unconfirmed.len() >= WINDOW {
                 if !self.has_confirms && !self.unconfirmed.is_empty() {
-                    self.close(now_us);
+                    self.close(now_us, ledger);
                 }
                 return;
             }
@@ -439,11 +440,18 @@ impl Client {
         self.waiting_since = (!self.unconfirmed.is_empty()).then_some(now_us);
     }
 
+    /// Tells its connections apart, and them from those of other clients.
+    #[must_use]
+    pub fn session(&self) -> u32 {
+        self.id * CHANNELS_PER_CLIENT + self.connections
+    }
+
     fn finish_delivery(&mut self, ledger: &mut Ledger) {
         let complete = |partial: &Partial| partial.size.is_some_and(|size| partial.body.len() as u64 >= size);
         let Some(partial) = self.partial.take_if(|partial| complete(partial)) else { return };
-        let order_id = self.id * CHANNELS_PER_CLIENT + self.connections;
-        if let Some(id) = ledger.delivered(order_id, &partial.body, partial.redelivered) {
+        let session = self.session();
+        if let Some(id) = ledger.delivered(session, &partial.body, partial.redelivered) {
+            ledger.held(session, id, partial.redelivered);
             let flag = if partial.redelivered { ", redelivered" } else { "" };
             self.notes.push(format!("tag {}: {}.{}{flag}", partial.tag, id.producer, id.number));
             self.held.push((partial.tag, id));
@@ -490,7 +498,7 @@ impl Client {
         self.acks_are_durable(&durable, ledger);
     }
 
-    fn settle_some(&mut self, now_us: u64) {
+    fn settle_some(&mut self, now_us: u64, ledger: &mut Ledger) {
         let mut keep = Vec::new();
         for (tag, id) in std::mem::take(&mut self.held) {
             let roll = if self.draining { 0 } else { self.rng.range(0, 100) };
@@ -500,7 +508,10 @@ impl Client {
                     self.notes.push(format!("acks tag {tag}"));
                     self.acked.push(id);
                 }
-                70..75 => self.send(&Method::BasicNack { delivery_tag: tag, multiple: false, requeue: true }),
+                70..75 => {
+                    self.send(&Method::BasicNack { delivery_tag: tag, multiple: false, requeue: true });
+                    ledger.given_back(self.session(), id);
+                }
                 _ => keep.push((tag, id)),
             }
         }

@@ -9,6 +9,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::holdings::Holdings;
+
 /// Identifies a message: its producer and the producer's own consecutive number, from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct MessageId {
@@ -72,6 +74,7 @@ pub struct Ledger {
     violations: Vec<String>,
     confirmed: u64,
     undelivered: u64,
+    holdings: Holdings,
 }
 
 /// The verdict over a whole run.
@@ -154,6 +157,22 @@ impl Ledger {
             }
         }
         Some(id)
+    }
+
+    /// A session holds what it was just delivered, until it gives it back or ends. Only for judges that see every
+    /// session's end.
+    pub fn held(&mut self, session: u32, id: MessageId, redelivered: bool) {
+        self.violations.extend(self.holdings.given(session, id, redelivered));
+    }
+
+    /// A session gives a message back.
+    pub fn given_back(&mut self, session: u32, id: MessageId) {
+        self.holdings.given_back(session, id);
+    }
+
+    /// A session ends.
+    pub fn session_ended(&mut self, session: u32) {
+        self.holdings.ended(session);
     }
 
     /// The acks of these messages are durable.

@@ -20,6 +20,7 @@
 
 pub mod client;
 pub mod disk;
+pub mod holdings;
 pub mod invariants;
 pub mod ledger;
 pub mod mutants;

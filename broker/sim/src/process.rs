@@ -196,6 +196,13 @@ impl Running {
         host.groups().filter_map(view).collect()
     }
 
+    /// True once the metadata, as this member has them, show a run as ended.
+    #[must_use]
+    pub fn has_ended(&self, boot: BootId) -> bool {
+        let meta = self.member.host().and_then(|host| host.machine(GroupId::META)?.meta());
+        meta.is_some_and(|meta| meta.has_ended(boot))
+    }
+
     /// The digest of a group's machine.
     #[must_use]
     pub fn digest(&self, group: GroupId) -> Option<u64> {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use holdfast_engine::admin::{AdminAction, AdminRequest, ExpectedMember, UserCredentials};
 use holdfast_engine::{AdminRequestId, Input, Output};
 use holdfast_journal::Op;
-use holdfast_queue::ids::GroupId;
+use holdfast_queue::ids::{BootId, GroupId};
 use holdfast_queue::time::Instant;
 
 use crate::client::Client;
@@ -59,6 +59,8 @@ struct Attached {
     connection: u64,
     member: usize,
     life: u64,
+    /// The run that holds the session.
+    boot: BootId,
 }
 
 /// Everything there is.

@@ -5,6 +5,7 @@ use holdfast_engine::{ConnId, Input};
 
 use super::{Attached, CLIENT_TICK_US, Event, MEMBERS, World};
 use crate::client::{Client, Role};
+use crate::process::Process;
 
 impl World {
     pub(super) fn end_clients_of(&mut self, member: usize) {
@@ -73,6 +74,7 @@ impl World {
             return self.give(attached.member, Input::ClientBytes { conn: ConnId(connection), bytes });
         }
         let total = bytes.len() as u64;
+        self.end_sessions_of_ended_runs();
         let state = &mut self.clients[client];
         if let Some(ledger) = self.ledgers.get_mut(&state.queue) {
             state.received(self.now_us, bytes, ledger);
@@ -123,11 +125,30 @@ impl World {
             return Ok(());
         };
         self.attached[client] = None;
+        self.session_ended(client);
         self.clients[client].disconnected();
         if self.processes[attached.member].life == attached.life {
             self.give(attached.member, Input::ClientClosed { conn: ConnId(connection) })?;
         }
         Ok(())
+    }
+
+    fn session_ended(&mut self, client: usize) {
+        let state = &self.clients[client];
+        if let Some(ledger) = self.ledgers.get_mut(&state.queue) {
+            ledger.session_ended(state.session());
+        }
+    }
+
+    /// A run that was declared over, by a committed command, ended its sessions, whether its clients know yet or not.
+    fn end_sessions_of_ended_runs(&mut self) {
+        for client in 0..self.clients.len() {
+            let Some(boot) = self.attached[client].map(|attached| attached.boot) else { continue };
+            let shows = |process: &Process| process.running.as_ref().is_some_and(|running| running.has_ended(boot));
+            if self.processes.iter().any(shows) {
+                self.session_ended(client);
+            }
+        }
     }
 
     pub(super) fn client_tick(&mut self, client: usize) -> Result<(), String> {
@@ -152,7 +173,8 @@ impl World {
         }
         let connection = self.next_connection;
         self.next_connection += 1;
-        self.attached[client] = Some(Attached { connection, member, life: process.life });
+        let Some(boot) = process.running.as_ref().map(|running| running.member.boot()) else { return Ok(()) };
+        self.attached[client] = Some(Attached { connection, member, life: process.life, boot });
         let peer = format!("client-{client}");
         let conn = ConnId(connection);
         self.give(member, Input::ClientConnected { conn, peer, tls_subject: None, plain_port: true })?;
