@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_journal::EntryReader;
 use holdfast_queue::ids::{GroupId, MemberId};
-use holdfast_queue::meta::{ExpectedMember as MetaExpected, MetaCommand, MetaReply, NewMember, NewUser};
+use holdfast_queue::meta::{
+    ExpectedMember as MetaExpected, MetaCommand, MetaReply, NewMember, NewUser, keys_not_honoured,
+};
 use holdfast_queue::time::{Duration, Instant};
 use holdfast_replica::{GroupStatus, Role};
 
@@ -90,6 +92,11 @@ impl<R: EntryReader> Member<R> {
                 Ok(None)
             }
             AdminAction::PutPolicy { kind, vhost, name, policy } => {
+                let idle = keys_not_honoured(&policy.definition);
+                if !idle.is_empty() {
+                    let error = format!("nothing would come of {} yet", idle.join(", "));
+                    return Err(refused(AdminErrorKind::BadRequest, error, "leave out what is not honoured yet"));
+                }
                 let command = MetaCommand::PutPolicy { kind, vhost, name, policy };
                 self.ask_for_admin(request, Some(request), command)?;
                 Ok(None)

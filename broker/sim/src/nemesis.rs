@@ -1,5 +1,9 @@
 //! Faults, chosen by the seed (the numbers are those of the fault list).
 
+use holdfast_engine::admin::AdminAction;
+use holdfast_queue::arguments::{Arguments, Value};
+use holdfast_queue::meta::{ApplyTo, NewPolicy, PolicyKind};
+
 use crate::rng::Rng;
 use crate::world::{Event, MEMBERS, World};
 
@@ -49,6 +53,8 @@ pub fn strike(world: &mut World, rng: &mut Rng) -> u64 {
         }
         // 24: a clock that jumps.
         90..94 => world.wall_offset_ms[victim] = rng.range(0, 7_200_000) as i64 - 3_600_000,
+        // Policies that change while queues serve and members die.
+        94..97 => change_policy(world, rng, other),
         // 13: a client that is cut off.
         _ => {
             let client = rng.index(world.clients.len());
@@ -64,6 +70,36 @@ pub fn heal(world: &mut World) {
     for process in &mut world.processes {
         process.stall = (0, 0);
     }
+}
+
+/// Asks a member for another policy of all queues, or for none. Where clients count on a number of copies, no policy asks
+/// for fewer.
+fn change_policy(world: &mut World, rng: &mut Rng, member: usize) {
+    let (kind, vhost, name) = (PolicyKind::User, "/".to_owned(), "p".to_owned());
+    let least = i64::from(world.min_in_sync);
+    let replicas = if least > 1 { MEMBERS as i64 } else { rng.range(1, MEMBERS as u64 + 1) as i64 };
+    let mut definition = match rng.range(0, 4) {
+        0 => Arguments::default(),
+        1 if replicas == MEMBERS as i64 => Arguments::from([("ha-mode", Value::string("all"))]),
+        2 => {
+            let first = rng.index(MEMBERS);
+            let names = (0..replicas as usize).map(|at| Value::string(format!("m{}", (first + at) % MEMBERS)));
+            Arguments::from([("ha-mode", Value::string("nodes")), ("ha-params", Value::Array(names.collect()))])
+        }
+        _ => Arguments::from([("ha-mode", Value::string("exactly")), ("ha-params", Value::I64(replicas))]),
+    };
+    if rng.chance(50) && !definition.is_empty() {
+        let copies = rng.range(least.max(1) as u64, replicas as u64 + 1) as i64;
+        definition.0.push(("min-in-sync-replicas".into(), Value::I64(copies)));
+    }
+    let action = if definition.is_empty() {
+        AdminAction::DeletePolicy { kind, vhost, name }
+    } else {
+        let policy = NewPolicy { pattern: ".*".into(), apply_to: ApplyTo::Queues, priority: 0, definition };
+        AdminAction::PutPolicy { kind, vhost, name, policy }
+    };
+    world.trace.note(world.now_us, format!("m{member} is asked for {action:?}"));
+    world.schedule(world.now_us, Event::Admin { member, action: Box::new(action) });
 }
 
 fn die(world: &mut World, rng: &mut Rng, member: usize, power_loss: bool) {

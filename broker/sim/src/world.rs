@@ -49,6 +49,8 @@ pub enum Event {
     Resume { member: usize, life: u64 },
     /// A dead process is started again.
     Restart { member: usize },
+    /// A member is asked for something by its operator.
+    Admin { member: usize, action: Box<AdminAction> },
     /// A link whose other end lost its power has been silent for too long.
     LinkTimeout { link: u64 },
 }
@@ -345,6 +347,10 @@ impl World {
             Event::ClientTick { client } => self.client_tick(client),
             Event::Resume { member, life } => self.resume(member, life),
             Event::Restart { member } => self.start(member),
+            Event::Admin { member, action } => {
+                let body = AdminRequest { token: None, action: *action };
+                self.give(member, Input::Admin { request: AdminRequestId(self.now_us), body })
+            }
             Event::LinkTimeout { link } => {
                 self.break_link(link, "no acknowledgement for too long");
                 Ok(())

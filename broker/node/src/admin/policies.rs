@@ -12,7 +12,7 @@ use holdfast_engine::admin::{
     AdminAction, AdminErrorKind, AdminReply, PolicyReport as Listed, QueueReplica, QueueReport,
 };
 use holdfast_queue::arguments::{Arguments, Value};
-use holdfast_queue::meta::{ApplyTo, NewPolicy, PolicyKind, keys_not_acted_on};
+use holdfast_queue::meta::{ApplyTo, NewPolicy, PolicyKind, keys_without_effect};
 use serde::Deserialize;
 use serde_json::{Map, Value as Json, json};
 
@@ -67,10 +67,10 @@ async fn put_policy(
     let bad = |error: String| Refusal::new(AdminErrorKind::BadRequest, error, "correct the policy and send it again");
     let apply_to = ApplyTo::from_name(&body.apply_to).map_err(bad)?;
     let definition = definition_of(&body.definition).map_err(bad)?;
-    let idle = keys_not_acted_on(&definition);
+    let idle = keys_without_effect(&definition);
     let policy = NewPolicy { pattern: body.pattern, apply_to, priority: body.priority, definition };
     admin.ask(&headers, AdminAction::PutPolicy { kind, vhost, name, policy }).await?;
-    if idle.is_empty() { done() } else { Ok(axum::Json(json!({ "notActedOnYet": idle })).into_response()) }
+    if idle.is_empty() { done() } else { Ok(axum::Json(json!({ "withoutEffectYet": idle })).into_response()) }
 }
 
 async fn delete_policy(
@@ -139,7 +139,7 @@ fn policy(listed: &Listed) -> Json {
         "apply-to": apply_to.name(),
         "priority": priority,
         "definition": definition(of),
-        "notActedOnYet": keys_not_acted_on(of),
+        "withoutEffectYet": keys_without_effect(of),
     })
 }
 
@@ -172,14 +172,14 @@ mod tests {
     #[tokio::test]
     async fn a_policy_reaches_the_engine_as_rabbitmq_writes_it() {
         let body = r#"{"pattern":"^a","apply-to":"queues","priority":3,
-            "definition":{"ha-mode":"nodes","ha-params":["m1","m2"],"message-ttl":60000}}"#;
+            "definition":{"ha-mode":"nodes","ha-params":["m1","m2"],"ha-promote-on-failure":"always"}}"#;
         let path = "/v1/policies/%2F/two%20words";
         let (status, answer, asked) = call("PUT", path, None, body, Ok(AdminReply::Done)).await;
-        assert_eq!((status, answer), (200, json!({"notActedOnYet": ["message-ttl"]})));
+        assert_eq!((status, answer), (200, json!({"withoutEffectYet": ["ha-promote-on-failure"]})));
         let definition = Arguments(vec![
             ("ha-mode".into(), Value::string("nodes")),
             ("ha-params".into(), Value::Array(vec![Value::string("m1"), Value::string("m2")])),
-            ("message-ttl".into(), Value::I64(60_000)),
+            ("ha-promote-on-failure".into(), Value::string("always")),
         ]);
         let policy = NewPolicy { pattern: "^a".into(), apply_to: ApplyTo::Queues, priority: 3, definition };
         let (kind, vhost, name) = (PolicyKind::User, "/".to_owned(), "two words".to_owned());
@@ -188,7 +188,7 @@ mod tests {
         let (_, list, asked) =
             call("GET", "/v1/operator-policies", None, "", Ok(AdminReply::Policies(vec![listed]))).await;
         assert_eq!(asked.unwrap().action, AdminAction::Policies { kind: PolicyKind::Operator });
-        let expected = json!({"ha-mode": "nodes", "ha-params": ["m1", "m2"], "message-ttl": 60000});
+        let expected = json!({"ha-mode": "nodes", "ha-params": ["m1", "m2"], "ha-promote-on-failure": "always"});
         assert_eq!(list["policies"][0]["definition"], expected);
         let (_, _, asked) = call("DELETE", "/v1/operator-policies/%2F/p", None, "", Ok(AdminReply::Done)).await;
         let (kind, vhost, name) = (PolicyKind::Operator, "/".to_owned(), "p".to_owned());

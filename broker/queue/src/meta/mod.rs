@@ -20,7 +20,7 @@ pub use command::{Binding, Destination, ExpectedMember, MetaCommand, NewMember, 
 pub use effect::{Change, MetaEffect, MetaReply, Refusal};
 pub use machine::MetaMachine;
 pub use placement::{Chosen, Load, Wish, place};
-pub use policies::{ApplyTo, EffectivePolicy, NewPolicy, Policy, PolicyKind, keys_not_acted_on};
+pub use policies::{ApplyTo, EffectivePolicy, NewPolicy, Policy, PolicyKind, keys_not_honoured, keys_without_effect};
 pub use queues::queue_settings;
 pub use replication::MAX_REPLICAS;
 pub use state::{

@@ -3,7 +3,7 @@
 use super::effect::{Change, MetaReply, Refusal};
 use super::machine::{MetaMachine, Outcome};
 use super::pattern::Pattern;
-use super::policy_keys::{self, Replication};
+use super::policy_keys::{self, Effect, Replication};
 use super::state::{QueueInfo, Vhost};
 use crate::arguments::Arguments;
 use crate::codec::{Codec, DecodeError, Reader, Writer, codec_enum, codec_struct};
@@ -269,8 +269,17 @@ impl MetaMachine {
     }
 }
 
-/// Keys of a definition that are kept and shown, and not acted on yet.
-pub fn keys_not_acted_on(definition: &Arguments) -> Vec<String> {
-    let idle = |name: &&str| policy_keys::find(name).is_some_and(|key| !key.is_acted_on);
-    definition.iter().map(|(name, _)| name).filter(idle).map(str::to_owned).collect()
+/// Keys of a definition that are kept and shown, and have no effect yet.
+pub fn keys_without_effect(definition: &Arguments) -> Vec<String> {
+    keys_with(definition, |effect| effect != Effect::Now)
+}
+
+/// Keys of a definition that a member refuses, since nothing would come of them.
+pub fn keys_not_honoured(definition: &Arguments) -> Vec<String> {
+    keys_with(definition, |effect| effect == Effect::None)
+}
+
+fn keys_with(definition: &Arguments, wanted: impl Fn(Effect) -> bool) -> Vec<String> {
+    let matching = |name: &&str| policy_keys::find(name).is_some_and(|key| wanted(key.effect));
+    definition.iter().map(|(name, _)| name).filter(matching).map(str::to_owned).collect()
 }

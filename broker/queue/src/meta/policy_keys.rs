@@ -29,18 +29,28 @@ enum Kind {
     HaParams,
 }
 
+/// What the broker makes of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Effect {
+    /// What it says.
+    Now,
+    /// It is kept and shown, for a forced recovery to come.
+    Later,
+    /// Nothing yet: members refuse it, as they refuse the arguments of queues that they do not honour.
+    None,
+}
+
 /// A key of policies.
 #[derive(Debug)]
 pub(super) struct Key {
     pub(super) name: &'static str,
     kind: Kind,
     pub(super) merge: Merge,
-    /// The broker does what it says. Others are checked, kept and shown.
-    pub(super) is_acted_on: bool,
+    pub(super) effect: Effect,
 }
 
-const fn key(name: &'static str, kind: Kind, merge: Merge, is_acted_on: bool) -> Key {
-    Key { name, kind, merge, is_acted_on }
+const fn key(name: &'static str, kind: Kind, merge: Merge, effect: Effect) -> Key {
+    Key { name, kind, merge, effect }
 }
 
 const NOT_NEGATIVE: Kind = Kind::Number { least: 0, most: i64::MAX };
@@ -49,26 +59,26 @@ const PROMOTE: Kind = Kind::OneOf(&["when-synced", "always"]);
 
 /// All keys: RabbitMQ's, and `min-in-sync-replicas`.
 static KEYS: [Key; 20] = [
-    key("alternate-exchange", Kind::Text, Merge::UserOnly, false),
-    key("dead-letter-exchange", Kind::Text, Merge::UserOnly, false),
-    key("dead-letter-routing-key", Kind::Text, Merge::UserOnly, false),
-    key("dead-letter-strategy", Kind::OneOf(&["at-most-once", "at-least-once"]), Merge::UserOnly, false),
-    key("delivery-limit", NOT_NEGATIVE, Merge::Smaller, false),
-    key("expires", POSITIVE, Merge::Smaller, false),
-    key("ha-mode", Kind::OneOf(&["all", "exactly", "nodes"]), Merge::Operator, true),
-    key("ha-params", Kind::HaParams, Merge::Operator, true),
-    key("ha-promote-on-failure", PROMOTE, Merge::Operator, false),
-    key("ha-promote-on-shutdown", PROMOTE, Merge::Operator, false),
-    key("ha-sync-mode", Kind::OneOf(&["automatic"]), Merge::Operator, true),
-    key("max-length", NOT_NEGATIVE, Merge::Smaller, false),
-    key("max-length-bytes", NOT_NEGATIVE, Merge::Smaller, false),
-    key("message-ttl", NOT_NEGATIVE, Merge::Smaller, false),
-    key("min-in-sync-replicas", Kind::Number { least: 1, most: MAX_REPLICAS as i64 }, Merge::Larger, true),
-    key("overflow", Kind::OneOf(&["drop-head", "reject-publish", "reject-publish-dlx"]), Merge::Operator, false),
-    key("queue-leader-locator", Kind::OneOf(&["client-local", "balanced"]), Merge::Operator, true),
-    key("queue-master-locator", Kind::OneOf(&["client-local", "min-masters", "random"]), Merge::Operator, true),
-    key("queue-mode", Kind::OneOf(&["default", "lazy"]), Merge::UserOnly, true),
-    key("queue-version", Kind::Number { least: 1, most: 2 }, Merge::UserOnly, true),
+    key("alternate-exchange", Kind::Text, Merge::UserOnly, Effect::None),
+    key("dead-letter-exchange", Kind::Text, Merge::UserOnly, Effect::None),
+    key("dead-letter-routing-key", Kind::Text, Merge::UserOnly, Effect::None),
+    key("dead-letter-strategy", Kind::OneOf(&["at-most-once", "at-least-once"]), Merge::UserOnly, Effect::None),
+    key("delivery-limit", NOT_NEGATIVE, Merge::Smaller, Effect::None),
+    key("expires", POSITIVE, Merge::Smaller, Effect::None),
+    key("ha-mode", Kind::OneOf(&["all", "exactly", "nodes"]), Merge::Operator, Effect::Now),
+    key("ha-params", Kind::HaParams, Merge::Operator, Effect::Now),
+    key("ha-promote-on-failure", PROMOTE, Merge::Operator, Effect::Later),
+    key("ha-promote-on-shutdown", PROMOTE, Merge::Operator, Effect::Later),
+    key("ha-sync-mode", Kind::OneOf(&["automatic"]), Merge::Operator, Effect::Now),
+    key("max-length", NOT_NEGATIVE, Merge::Smaller, Effect::None),
+    key("max-length-bytes", NOT_NEGATIVE, Merge::Smaller, Effect::None),
+    key("message-ttl", NOT_NEGATIVE, Merge::Smaller, Effect::None),
+    key("min-in-sync-replicas", Kind::Number { least: 1, most: MAX_REPLICAS as i64 }, Merge::Larger, Effect::Now),
+    key("overflow", Kind::OneOf(&["drop-head", "reject-publish", "reject-publish-dlx"]), Merge::Operator, Effect::None),
+    key("queue-leader-locator", Kind::OneOf(&["client-local", "balanced"]), Merge::Operator, Effect::Now),
+    key("queue-master-locator", Kind::OneOf(&["client-local", "min-masters", "random"]), Merge::Operator, Effect::Now),
+    key("queue-mode", Kind::OneOf(&["default", "lazy"]), Merge::UserOnly, Effect::Now),
+    key("queue-version", Kind::Number { least: 1, most: 2 }, Merge::UserOnly, Effect::Now),
 ];
 
 pub(super) fn find(name: &str) -> Option<&'static Key> {
