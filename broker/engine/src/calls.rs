@@ -13,7 +13,7 @@ use crate::arguments::{arguments_of, refusal_of};
 use crate::consuming::{Consumer, initial_credit, session_delivery};
 use crate::member::Member;
 use crate::publishing::group_of;
-use crate::requests::{Then, Waiter};
+use crate::requests::{Declaration, Then, Waiter};
 use crate::seam::ConnId;
 
 /// Who calls.
@@ -46,6 +46,8 @@ impl<R: EntryReader> Member<R> {
             Call::Cancel { consumer, .. } => self.cancel(conn, channel, consumer),
             Call::Get { queue, consumer, .. } => self.get(conn, channel, &caller, queue.as_str(), consumer),
             Call::Sync => {
+                // The channel's prefetch may have changed.
+                self.raise_credits_of_limited(conn, channel);
                 self.reply(conn, channel, Reply::Done);
                 Ok(())
             }
@@ -170,18 +172,44 @@ impl<R: EntryReader> Member<R> {
             return Ok(());
         }
         self.check(caller, Permission::Configure, "queue", &name)?;
-        let then = Then::Declare { name: name.clone(), exclusive };
         let command = MetaCommand::DeclareQueue {
             vhost: caller.vhost.clone(),
-            name,
+            name: name.clone(),
             durable,
             exclusive,
             auto_delete,
             arguments: arguments_of(&arguments),
             session: caller.session,
         };
-        self.ask_metadata(command, Waiter::Call { conn, channel, then });
+        self.ask_to_declare(conn, channel, Box::new(Declaration { name, exclusive, command, repeats: 3 }));
         Ok(())
+    }
+
+    fn ask_to_declare(&mut self, conn: ConnId, channel: ChannelId, declaration: Box<Declaration>) {
+        let command = declaration.command.clone();
+        self.ask_metadata(command, Waiter::Call { conn, channel, then: Then::Declare(declaration) });
+    }
+
+    /// A declare met a queue that the metadata still shows and its group does not have: either it is `gone` there (deleted
+    /// with its last consumer, say) and the metadata is about to hear of it, or it is not there yet.
+    fn declare_again(
+        &mut self,
+        conn: ConnId,
+        channel: ChannelId,
+        mut declaration: Box<Declaration>,
+        gone: Option<QueueId>,
+    ) {
+        let Some(repeats) = declaration.repeats.checked_sub(1) else {
+            return self.reply(conn, channel, declared(&declaration.name, 0, 0));
+        };
+        declaration.repeats = repeats;
+        match gone {
+            None => self.ask_to_declare(conn, channel, declaration),
+            Some(queue) => {
+                let waiter = Waiter::Call { conn, channel, then: Then::Again(declaration) };
+                self.ask_metadata(MetaCommand::DeleteQueue { queue }, waiter);
+            }
+        }
     }
 
     fn purge_queue(&mut self, conn: ConnId, channel: ChannelId, caller: &Caller, name: &str) -> Checked<()> {
@@ -227,10 +255,11 @@ impl<R: EntryReader> Member<R> {
         self.check(caller, Permission::Read, "queue", name.as_str())?;
         let (queue, group) = self.find_queue(caller, name.as_str())?;
         let priority = arguments.get("x-priority").as_ref().and_then(FieldValue::as_i64).unwrap_or(0);
-        let credit_to = initial_credit(prefetch, no_ack);
         let Some(client) = self.clients.get(&conn) else { return Ok(()) };
+        let room = client.session.channel_room(channel);
+        let credit_to = initial_credit(prefetch, no_ack, room);
         let id = client.consumer_id(channel, consumer);
-        self.add_consumer(conn, channel, consumer, Consumer::new(queue, group, credit_to));
+        self.add_consumer(conn, channel, consumer, Consumer::new(queue, group, credit_to, no_ack));
         let command = QueueCommand::Subscribe {
             queue,
             consumer: id,
@@ -267,7 +296,7 @@ impl<R: EntryReader> Member<R> {
         let Some(client) = self.clients.get_mut(&conn) else { return Ok(()) };
         let consumer = client.consumer_id(channel, number);
         if let Some(open) = client.channels.get_mut(&channel) {
-            open.groups.insert(group);
+            open.queues.insert(queue, group);
         }
         let then = Then::Get { name: name.to_owned() };
         self.ask(group, QueueCommand::Get { queue, consumer }, Waiter::Call { conn, channel, then });
@@ -294,7 +323,14 @@ impl<R: EntryReader> Member<R> {
         {
             self.remove_consumer(conn, channel, *consumer);
         }
+        if let (Then::Present { declaration, queue }, QueueReply::Gone | QueueReply::NoSuchQueue) = (&then, &reply) {
+            let gone = (reply == QueueReply::Gone).then_some(*queue);
+            return self.declare_again(conn, channel, declaration.clone(), gone);
+        }
         if let Then::Cancel { consumer } = &then {
+            if let QueueReply::Cancelled { last } = reply {
+                self.give_back_missed(conn, channel, *consumer, last);
+            }
             self.remove_consumer(conn, channel, *consumer);
             return self.reply(conn, channel, Reply::Done);
         }
@@ -305,6 +341,9 @@ impl<R: EntryReader> Member<R> {
             (Then::Consume { .. }, _) => return self.reply_now(conn, channel, Reply::Done),
             (Then::Counts { name }, QueueReply::Stats { stats }) => {
                 declared(&name, count(stats.ready), count(stats.consumers))
+            }
+            (Then::Present { declaration, .. }, QueueReply::Stats { stats }) => {
+                declared(&declaration.name, count(stats.ready), count(stats.consumers))
             }
             (_, QueueReply::Purged { messages }) => Reply::Messages(count(messages)),
             (_, QueueReply::Empty) => Reply::Empty,
@@ -323,8 +362,10 @@ impl<R: EntryReader> Member<R> {
     /// Group 0 answered a call; every member with a lease has applied it.
     pub(crate) fn metadata_call_answered(&mut self, conn: ConnId, channel: ChannelId, then: Then, reply: MetaReply) {
         let answer = match (then, reply) {
+            (Then::Again(declaration), _) => return self.ask_to_declare(conn, channel, declaration),
             (_, MetaReply::Refused { refusal }) => Reply::Failed(refusal_of(refusal)),
-            (Then::Declare { name, exclusive }, MetaReply::QueueDeclared { queue, created }) => {
+            (Then::Declare(declaration), MetaReply::QueueDeclared { queue, created }) => {
+                let exclusive = declaration.exclusive;
                 match self.clients.get_mut(&conn).filter(|client| !client.has_ended()) {
                     Some(client) => client.has_exclusive_queues |= exclusive,
                     None if exclusive => {
@@ -336,12 +377,12 @@ impl<R: EntryReader> Member<R> {
                 }
                 if !created {
                     let Some(group) = self.metadata().and_then(|meta| group_of(meta, queue)) else {
-                        return self.reply(conn, channel, declared(&name, 0, 0));
+                        return self.declare_again(conn, channel, declaration, None);
                     };
-                    let waiter = Waiter::Call { conn, channel, then: Then::Counts { name } };
+                    let waiter = Waiter::Call { conn, channel, then: Then::Present { declaration, queue } };
                     return self.ask(group, QueueCommand::Stat { queue }, waiter);
                 }
-                declared(&name, 0, 0)
+                declared(&declaration.name, 0, 0)
             }
             (Then::Deleted { messages }, _) => Reply::Messages(count(messages)),
             (Then::Done, _) => Reply::Done,

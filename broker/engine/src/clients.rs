@@ -1,11 +1,13 @@
 //! Client connections: bytes in and out of the session machines, log-in, and the ends of channels and connections.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use holdfast_journal::EntryReader;
-use holdfast_queue::ids::{ChannelRef, ConsumerId, GroupId, SessionId};
-use holdfast_session::{Call, ChannelId, Config, Connection, Credentials, Mechanism, Refusal, Reply, Request};
+use holdfast_queue::ids::{ChannelRef, ConsumerId, GroupId, QueueId, SessionId};
+use holdfast_session::{
+    Call, ChannelId, Config, Connection, Credentials, LostReason, Mechanism, Refusal, Reply, Request,
+};
 use holdfast_wire::{ReplyCode, ShortStr};
 
 use crate::consuming::Consumer;
@@ -23,8 +25,8 @@ pub(crate) struct Channel {
     pub(crate) publishes: InFlight,
     pub(crate) settles: InFlight,
     pub(crate) consumers: BTreeMap<u32, Consumer>,
-    /// Groups that hold something of this channel.
-    pub(crate) groups: BTreeSet<GroupId>,
+    /// Queues that this channel took messages from, and the groups that hold something of it.
+    pub(crate) queues: BTreeMap<QueueId, GroupId>,
     /// Closing waits for what was published and settled before.
     closing: bool,
 }
@@ -262,8 +264,8 @@ impl<R: EntryReader> Member<R> {
         let waiting: Vec<ConnId> =
             self.clients.iter().filter(|(_, client)| !client.held.is_empty()).map(|(conn, _)| *conn).collect();
         for conn in waiting {
-            let held = self.clients.get_mut(&conn).map(|client| std::mem::take(&mut client.held)).unwrap_or_default();
-            for request in held {
+            // One by one, since a publish that fails takes those with it that its channel sent later.
+            while let Some(request) = self.clients.get_mut(&conn).and_then(|client| client.held.pop_front()) {
                 self.serve(conn, request);
             }
             self.touch(conn);
@@ -287,7 +289,8 @@ impl<R: EntryReader> Member<R> {
             }
             Request::ConnectionLost { why } => {
                 let peer = self.clients.get(&conn).map(|client| client.peer.clone()).unwrap_or_default();
-                self.event(Severity::Info, format!("the connection of {peer} is lost: {why:?}"));
+                let severity = if is_misuse(&why) { Severity::Warning } else { Severity::Info };
+                self.event(severity, format!("the connection of {peer} is lost: {why}"));
                 self.end_session(conn);
             }
             Request::OpenChannel { channel } => {
@@ -469,9 +472,23 @@ impl<R: EntryReader> Member<R> {
         let now = self.now.0;
         for (conn, client) in &mut self.clients {
             if client.session.poll_timeout().is_some_and(|due| due <= now) {
+                if matches!(client.held.front(), Some(Request::Authenticate(_) | Request::OpenVhost { .. })) {
+                    let text = "this member is not in touch with a majority of the cluster and cannot check the log-in; \
+                                connect to another member, or again later";
+                    client.session.close(Refusal::new(ReplyCode::ConnectionForced, text), now);
+                }
                 client.session.handle_timeout(now);
                 self.touched.insert(*conn);
             }
         }
+    }
+}
+
+/// Whether a connection ended by what its client sent: another protocol, garbage, a virtual host that is not there.
+fn is_misuse(why: &LostReason) -> bool {
+    match why {
+        LostReason::ProtocolHeader { .. } => true,
+        LostReason::Error(error) => error.code != ReplyCode::ConnectionForced,
+        LostReason::HandshakeTimeout | LostReason::Heartbeat | LostReason::LoginRefused => false,
     }
 }

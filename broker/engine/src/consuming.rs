@@ -39,6 +39,7 @@ pub(crate) struct Consumer {
     known_last: u64,
     /// Deliveries up to this number are allowed; `u64::MAX` where the prefetch bounds them.
     credit_to: u64,
+    no_ack: bool,
     /// When missed deliveries were last asked for.
     asked: Option<Instant>,
     /// Running mean of the size of deliveries, bytes.
@@ -46,8 +47,8 @@ pub(crate) struct Consumer {
 }
 
 impl Consumer {
-    pub(crate) fn new(queue: QueueId, group: GroupId, credit_to: u64) -> Self {
-        Self { queue, group, last: 0, known_last: 0, credit_to, asked: None, mean_bytes: 0 }
+    pub(crate) fn new(queue: QueueId, group: GroupId, credit_to: u64, no_ack: bool) -> Self {
+        Self { queue, group, last: 0, known_last: 0, credit_to, no_ack, asked: None, mean_bytes: 0 }
     }
 
     /// Deliveries that may be under way.
@@ -55,15 +56,26 @@ impl Consumer {
         (CREDIT_BYTES / self.mean_bytes.max(1)).clamp(2, CREDIT_WINDOW)
     }
 
-    /// True when half of the window, or more, is used up.
-    fn wants_credit(&self) -> bool {
-        self.credit_to != u64::MAX && self.last + self.window() / 2 >= self.credit_to
+    /// The number up to which deliveries may go now, once half of the credit is used up. `room` is what the channel takes
+    /// where its consumers share a prefetch (`basic.qos` with global=true): its queues must not send it more, or it would
+    /// keep from other consumers what its own client may not see yet.
+    fn next_credit(&self, room: Option<u64>) -> Option<u64> {
+        if self.credit_to == u64::MAX {
+            return None;
+        }
+        let window = match room {
+            Some(room) if !self.no_ack => room.min(self.window()),
+            _ => self.window(),
+        };
+        let (left, up_to) = (self.credit_to.saturating_sub(self.last), self.last + window);
+        (left <= window / 2 && up_to > self.credit_to).then_some(up_to)
     }
 }
 
-/// The credit with which a consumer begins.
-pub(crate) fn initial_credit(prefetch: u16, no_ack: bool) -> u64 {
-    if no_ack || prefetch == 0 || prefetch > SMALL_PREFETCH { FIRST_CREDIT } else { u64::MAX }
+/// The credit with which a consumer begins on a channel with so much `room`.
+pub(crate) fn initial_credit(prefetch: u16, no_ack: bool, room: Option<u64>) -> u64 {
+    let credit = if no_ack || prefetch == 0 || prefetch > SMALL_PREFETCH { FIRST_CREDIT } else { u64::MAX };
+    room.filter(|_| !no_ack).map_or(credit, |room| credit.min(room))
 }
 
 /// Local consumers, by what ends them.
@@ -82,7 +94,7 @@ impl<R: EntryReader> Member<R> {
         let id = client.consumer_id(channel, number);
         let Some(open) = client.channels.get_mut(&channel) else { return };
         open.consumers.insert(number, consumer);
-        open.groups.insert(group);
+        open.queues.insert(queue, group);
         self.consumers.by_queue.entry(queue).or_default().push(id);
         *self.consumers.in_group.entry(group).or_default() += 1;
         self.metrics.consumers += 1;
@@ -171,7 +183,7 @@ impl<R: EntryReader> Member<R> {
         let Some(consumer) = self.consumer_mut(&delivery.consumer) else { return };
         consumer.last = delivery.number;
         consumer.mean_bytes = (consumer.mean_bytes * 7 + u64::from(delivery.size)) / 8;
-        let wants_credit = consumer.wants_credit();
+        let wants_credit = consumer.next_credit(None).is_some();
         let (conn, channel) = place_of(&delivery.consumer);
         let Some(client) = self.clients.get_mut(&conn) else { return };
         client.session.deliver(channel, delivery.consumer.number, session_delivery(&delivery, content));
@@ -193,9 +205,9 @@ impl<R: EntryReader> Member<R> {
         let session = client.id;
         let mut credits = Vec::new();
         for (channel, open) in &mut client.channels {
+            let room = client.session.channel_room(*channel);
             for (number, consumer) in &mut open.consumers {
-                let credit_to = consumer.last + consumer.window();
-                if consumer.wants_credit() && credit_to > consumer.credit_to {
+                if let Some(credit_to) = consumer.next_credit(room) {
                     consumer.credit_to = credit_to;
                     let channel = holdfast_queue::ids::ChannelRef {
                         session,
@@ -209,6 +221,31 @@ impl<R: EntryReader> Member<R> {
         }
         for (group, queue, consumer, up_to) in credits {
             self.tell(group, QueueCommand::Credit { queue, consumer, up_to });
+        }
+    }
+
+    /// Lets the consumers of a channel that share a prefetch go on, since there may be room again.
+    pub(crate) fn raise_credits_of_limited(&mut self, conn: ConnId, channel: ChannelId) {
+        let Some(client) = self.clients.get_mut(&conn) else { return };
+        let Some(open) = client.channels.get(&channel) else { return };
+        let room = client.session.channel_room(channel);
+        if open.consumers.values().any(|consumer| consumer.next_credit(room).is_some()) {
+            client.wants_credit = true;
+            self.raise_credits(conn);
+        }
+    }
+
+    /// A consumer was cancelled after its last delivery, which may not have reached this home (its leader died with it):
+    /// what is missing goes back to the queue, since nobody will ever settle it.
+    pub(crate) fn give_back_missed(&mut self, conn: ConnId, channel: ChannelId, number: u32, last: u64) {
+        let Some(client) = self.clients.get(&conn) else { return };
+        let id = client.consumer_id(channel, number);
+        let Some(consumer) = client.channels.get(&channel).and_then(|open| open.consumers.get(&number)) else { return };
+        if consumer.last < last {
+            let (queue, group) = (consumer.queue, consumer.group);
+            let spans = vec![Span { first: consumer.last + 1, last }];
+            let outcome = Outcome::Requeue;
+            self.tell(group, QueueCommand::Settle { queue, consumer: id, spans, outcome });
         }
     }
 
@@ -279,8 +316,22 @@ impl<R: EntryReader> Member<R> {
 
     /// Deliveries are acknowledged or given back.
     pub(crate) fn settle(&mut self, conn: ConnId, settle: Settle) {
+        let channel = settle.channel;
+        self.settle_in_group(conn, settle);
+        self.raise_credits_of_limited(conn, channel);
+    }
+
+    fn settle_in_group(&mut self, conn: ConnId, settle: Settle) {
         let queue = QueueId(settle.queue);
-        let Some(group) = self.metadata().and_then(|meta| group_of(meta, queue)) else { return };
+        let known = match self.metadata() {
+            Some(meta) => group_of(meta, queue),
+            // While the metadata is damaged here, its queues serve on.
+            None => self
+                .clients
+                .get(&conn)
+                .and_then(|client| client.channels.get(&settle.channel)?.queues.get(&queue).copied()),
+        };
+        let Some(group) = known else { return };
         let Some(client) = self.clients.get_mut(&conn) else { return };
         let consumer = client.consumer_id(settle.channel, settle.consumer);
         let outcome = match settle.outcome {

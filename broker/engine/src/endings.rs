@@ -1,12 +1,15 @@
 //! Ends of channels, sessions and connections: what they hold goes back to the queues.
 
+use std::collections::BTreeSet;
+
 use holdfast_journal::EntryReader;
-use holdfast_queue::ids::ConsumerId;
+use holdfast_queue::ids::{ConsumerId, GroupId};
 use holdfast_queue::meta::MetaCommand;
 use holdfast_queue::queue::QueueCommand;
 use holdfast_session::{ChannelId, Refusal};
 use holdfast_wire::ReplyCode;
 
+use crate::clients::Client;
 use crate::member::Member;
 use crate::requests::Waiter;
 use crate::seam::ConnId;
@@ -21,7 +24,8 @@ impl<R: EntryReader> Member<R> {
             let id = ConsumerId { channel: reference, number: *number };
             self.forget_consumer(id, consumer);
         }
-        for group in closed.groups {
+        let groups: BTreeSet<GroupId> = closed.queues.into_values().collect();
+        for group in groups {
             self.tell(group, QueueCommand::ChannelClosed { channel: reference });
         }
     }
@@ -62,6 +66,17 @@ impl<R: EntryReader> Member<R> {
         }
     }
 
+    /// Closes the connections whose user is no more, as RabbitMQ does.
+    pub(crate) fn close_clients_of_deleted_users(&mut self) {
+        let Some(meta) = self.metadata() else { return };
+        let gone = |client: &Client| client.session.is_open() && meta.user(&client.user).is_none();
+        let conns: Vec<ConnId> =
+            self.clients.iter().filter(|(_, client)| gone(client)).map(|(conn, _)| *conn).collect();
+        for conn in conns {
+            self.close_client(conn, "the user was deleted");
+        }
+    }
+
     /// Forgets what the clients have in the groups, since their run is over; they only have a close to hear.
     pub(crate) fn clients_of_old_run(&mut self) {
         for client in self.clients.values_mut() {
@@ -72,5 +87,15 @@ impl<R: EntryReader> Member<R> {
         }
         self.consumers = Default::default();
         self.metrics.consumers = 0;
+    }
+
+    /// Ends a channel by an error of a publish; what it sent after that is dropped, wherever it waits.
+    pub(crate) fn fail_publish(&mut self, conn: ConnId, channel: ChannelId, refusal: Refusal) {
+        let now = self.now.0;
+        if let Some(client) = self.clients.get_mut(&conn) {
+            client.session.fail_publish(channel, refusal, now);
+            client.held.retain(|request| !request.is_of(channel));
+            self.touch(conn);
+        }
     }
 }

@@ -7,7 +7,7 @@ use holdfast_journal::EntryReader;
 use holdfast_queue::codec::{Batch, DecodeError, EntryBuilder, Message, Origin, message_at};
 use holdfast_queue::ids::{BootId, ConsumerId, GroupId, MemberId, MessageRef, QueueId};
 use holdfast_queue::meta::MetaCommand;
-use holdfast_queue::queue::{QueueCommand, QueueEffect, QueueReply};
+use holdfast_queue::queue::{Delivery, QueueCommand, QueueEffect, QueueReply};
 use holdfast_queue::time::Instant;
 use holdfast_queue::{AnyEffect, AnyMachine};
 use holdfast_replica::{HostOutput, PayloadError, ProposeError};
@@ -292,15 +292,33 @@ impl<R: EntryReader> Member<R> {
         }
     }
 
-    /// Reads the message of an effect that brings one. None when it cannot be read: the group is of no use here.
+    /// Reads the message of an effect that brings one. None for a delivery that cannot be read. A reply leaves in any
+    /// case, since somebody waits for it.
     fn with_content(&mut self, group: GroupId, effect: QueueEffect) -> Option<HomeEffect> {
-        let delivery = match &effect {
-            QueueEffect::Deliver { delivery } => delivery,
-            QueueEffect::Reply { reply: QueueReply::Got { delivery, .. }, .. } => delivery,
-            _ => return Some(HomeEffect { effect, content: None, copies: 0 }),
+        match effect {
+            QueueEffect::Deliver { delivery } => {
+                let content = self.content(group, delivery.message)?;
+                Some(HomeEffect { effect, content: Some(content), copies: 0 })
+            }
+            QueueEffect::Reply { boot, seq, reply: QueueReply::Got { delivery, remaining } } => {
+                let left = self.reply_without_message(group, delivery);
+                let content = if left.is_none() { self.content(group, delivery.message) } else { None };
+                let reply = left.unwrap_or(QueueReply::Got { delivery, remaining });
+                Some(HomeEffect { effect: QueueEffect::Reply { boot, seq, reply }, content, copies: 0 })
+            }
+            _ => Some(HomeEffect { effect, content: None, copies: 0 }),
+        }
+    }
+
+    /// What is left to say to a get whose message has gone since: its queue was deleted, or its channel ended and
+    /// another consumer took the message. None while the message is held for it.
+    fn reply_without_message(&self, group: GroupId, delivery: Delivery) -> Option<QueueReply> {
+        let machine = self.queue_machine(group)?;
+        let Some(held) = machine.deliveries_after(delivery.queue, delivery.consumer, 0, 1) else {
+            let here = machine.stats(delivery.queue).is_some();
+            return Some(if here { QueueReply::Empty } else { QueueReply::NoSuchQueue });
         };
-        let content = self.content(group, delivery.message)?;
-        Some(HomeEffect { effect, content: Some(content), copies: 0 })
+        held.deliveries.is_empty().then_some(QueueReply::Empty)
     }
 
     fn content(&mut self, group: GroupId, at: MessageRef) -> Option<Message> {

@@ -70,7 +70,7 @@ impl<R: EntryReader> Member<R> {
             Change::GroupCreated { group } => self.create_replica(group),
             Change::GroupChanged { group } => self.watch_copies(group),
             Change::Replication => self.watch_all_copies(),
-            Change::Access => {}
+            Change::Access => self.close_clients_of_deleted_users(),
             Change::GroupDestroyed { group, incarnation } => self.destroy_replica(group, incarnation),
             Change::QueueCreated { queue } => self.queue_created(queue),
             Change::QueueDeleted { queue, owner } => {

@@ -36,13 +36,7 @@ impl<R: EntryReader> Member<R> {
         let routed = self.route(conn, &publish, &mut targets);
         match routed {
             Ok(properties) => self.store(conn, publish, properties, &targets),
-            Err(refusal) => {
-                let now = self.now.0;
-                if let Some(client) = self.clients.get_mut(&conn) {
-                    client.session.fail_publish(publish.channel, refusal, now);
-                    self.touch(conn);
-                }
-            }
+            Err(refusal) => self.fail_publish(conn, publish.channel, refusal),
         }
         self.routed = targets;
     }
@@ -119,14 +113,14 @@ impl<R: EntryReader> Member<R> {
     /// Refuses a publish before anything of it is appended: with a nack, or without confirms with the end of its channel.
     /// False when the client has closed already and could not be told: then its close waits for the copies.
     fn refuse(&mut self, conn: ConnId, publish: &Publish, text: String) -> bool {
-        let (now, channel) = (self.now.0, publish.channel);
+        let channel = publish.channel;
         let Some(client) = self.clients.get_mut(&conn) else { return true };
         if publish.confirm {
             let Some(open) = client.channels.get_mut(&channel) else { return true };
             open.publishes.begin(0);
             client.session.reject_publish(channel, publish.seq);
         } else if client.session.is_open() {
-            client.session.fail_publish(channel, Refusal::new(ReplyCode::PreconditionFailed, text), now);
+            self.fail_publish(conn, channel, Refusal::new(ReplyCode::PreconditionFailed, text));
         } else {
             return false;
         }

@@ -40,16 +40,30 @@ pub(crate) enum Waiter {
     Admit(LinkId),
 }
 
+/// A declare that may have to be repeated, since it met a queue on its way out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Declaration {
+    pub(crate) name: String,
+    pub(crate) exclusive: bool,
+    pub(crate) command: MetaCommand,
+    /// How often it may still be repeated.
+    pub(crate) repeats: u8,
+}
+
 /// What an answer means to the call that waits for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Then {
     /// Nothing more to do: declare and delete of exchanges, bindings.
     Done,
-    /// A queue was declared under this name.
-    Declare {
-        name: String,
-        exclusive: bool,
+    /// A queue was declared.
+    Declare(Box<Declaration>),
+    /// The queue was there when it was declared: its counts.
+    Present {
+        declaration: Box<Declaration>,
+        queue: QueueId,
     },
+    /// The metadata has let go of what its group had deleted: declare again.
+    Again(Box<Declaration>),
     /// Counts for `declare-ok` of this name.
     Counts {
         name: String,
@@ -82,8 +96,10 @@ impl Then {
     /// The queue that the call names, for the texts of refusals.
     pub(crate) fn queue_name(&self) -> &str {
         match self {
-            Self::Declare { name, .. }
-            | Self::Counts { name }
+            Self::Declare(declaration) | Self::Present { declaration, .. } | Self::Again(declaration) => {
+                &declaration.name
+            }
+            Self::Counts { name }
             | Self::Purge { name }
             | Self::Delete { name, .. }
             | Self::Consume { name, .. }

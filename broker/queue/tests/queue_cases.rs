@@ -150,7 +150,7 @@ fn what_a_cancelled_consumer_holds_can_still_be_acked_and_comes_back_when_its_ch
     let mut group = queue();
     group.send(HOME, vec![subscribe(consumer(1), 0), publish("a"), publish("b")]);
     let cancel = QueueCommand::Cancel { queue: QUEUE, consumer: consumer(1) };
-    assert_eq!(replies(&group.send(HOME, vec![cancel])), [QueueReply::Cancelled]);
+    assert_eq!(replies(&group.send(HOME, vec![cancel])), [QueueReply::Cancelled { last: 2 }]);
     let stats = group.machine.stats(QUEUE).expect("a queue");
     assert_eq!((stats.ready, stats.unacked, stats.consumers), (0, 2, 0));
     group.send(HOME, vec![settle(consumer(1), 1, 1, Outcome::Ack)]);
@@ -196,7 +196,7 @@ fn an_exclusive_consumer_is_alone() {
     );
     let cancel = QueueCommand::Cancel { queue: QUEUE, consumer: consumer(1) };
     let got = replies(&group.send(HOME, vec![cancel, exclusive(3), subscribe(consumer(4), 0)]));
-    assert_eq!(got, [QueueReply::Cancelled, QueueReply::Subscribed, QueueReply::ExclusiveUse]);
+    assert_eq!(got, [QueueReply::Cancelled { last: 0 }, QueueReply::Subscribed, QueueReply::ExclusiveUse]);
 }
 
 #[test]
@@ -224,7 +224,7 @@ fn a_publish_into_a_deleted_queue_is_confirmed_and_a_request_is_answered() {
     let reason = CancelReason::QueueDeleted;
     assert!(effects.contains(&QueueEffect::ConsumerCancelled { consumer: consumer(1), queue: QUEUE, reason }));
     let effects = group.send(HOME, vec![create(), publish("b"), QueueCommand::Stat { queue: QUEUE }]);
-    assert_eq!(replies(&effects), [QueueReply::NoSuchQueue, QueueReply::NoSuchQueue]);
+    assert_eq!(replies(&effects), [QueueReply::NoSuchQueue, QueueReply::Gone]);
     assert!(effects.contains(&QueueEffect::Confirm { boot: HOME, seq: 6 }));
     assert!(group.machine.live_indexes().is_empty());
     assert!(group.machine.state_enter().contains(&QueueEffect::QueueDeleted { queue: QUEUE }));

@@ -233,6 +233,12 @@ impl Channel {
         self.send(consumer, delivery, shared);
     }
 
+    /// What `channel_prefetch` leaves, less what is held back already.
+    pub fn room(&self) -> Option<u64> {
+        let taken = self.unacked.len() + self.held.len() as u64;
+        (self.channel_prefetch > 0).then(|| u64::from(self.channel_prefetch).saturating_sub(taken))
+    }
+
     fn is_full(&self) -> bool {
         self.channel_prefetch > 0 && self.unacked.len() >= u64::from(self.channel_prefetch)
     }

@@ -314,6 +314,11 @@ impl Connection {
         }
     }
 
+    /// How many more unacknowledged deliveries a channel takes: `None` where `basic.qos` with global=true set no limit.
+    pub fn channel_room(&self, channel: ChannelId) -> Option<u64> {
+        self.channels.get(&channel.number).filter(|known| known.id == channel)?.room()
+    }
+
     /// The name that logged in.
     pub fn user(&self) -> Option<&ShortStr> {
         self.shared.client.user.as_ref()
@@ -372,9 +377,9 @@ impl Connection {
         match self.decoder.protocol_header() {
             None => {}
             Some(holdfast_wire::ProtocolHeader::Amqp091) => self.start(deadline_us),
-            Some(holdfast_wire::ProtocolHeader::Other) => {
+            Some(holdfast_wire::ProtocolHeader::Other { received }) => {
                 self.shared.out.raw(&holdfast_wire::PROTOCOL_HEADER);
-                self.lose(LostReason::ProtocolHeader);
+                self.lose(LostReason::ProtocolHeader { received });
             }
         }
     }

@@ -88,12 +88,7 @@ impl Outbox {
 
     /// Drops what a channel has asked and the engine has not seen.
     pub fn drop_requests_of(&mut self, id: ChannelId) {
-        self.requests.retain(|request| match request {
-            Request::Publish(publish) => publish.channel != id,
-            Request::Settle(settle) => settle.channel != id,
-            Request::Call { channel, .. } | Request::CloseChannel { channel } => *channel != id,
-            _ => true,
-        });
+        self.requests.retain(|request| !request.is_of(id));
     }
 
     pub fn next_request(&mut self) -> Option<Request> {

@@ -47,6 +47,18 @@ pub enum Request {
     Call { channel: ChannelId, call: Call },
 }
 
+impl Request {
+    /// True for what a channel asks while it is open; its opening and its loss are not among that.
+    pub fn is_of(&self, id: ChannelId) -> bool {
+        match self {
+            Request::Publish(publish) => publish.channel == id,
+            Request::Settle(settle) => settle.channel == id,
+            Request::Call { channel, .. } | Request::CloseChannel { channel } => *channel == id,
+            _ => false,
+        }
+    }
+}
+
 /// The log-in mechanisms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mechanism {
@@ -93,7 +105,10 @@ impl std::fmt::Debug for Credentials {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LostReason {
     /// The protocol header was not that of 0-9-1.
-    ProtocolHeader,
+    ProtocolHeader {
+        /// What the client sent instead, at most eight octets.
+        received: Bytes,
+    },
     /// The handshake did not end in time.
     HandshakeTimeout,
     /// Nothing was heard for two heartbeat intervals.
@@ -102,6 +117,28 @@ pub enum LostReason {
     LoginRefused,
     /// A hard error, sent to the client in `connection.close`.
     Error(AmqpError),
+}
+
+impl std::fmt::Display for LostReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            LostReason::ProtocolHeader { received } => {
+                let guess = match &received[..] {
+                    [0x16, ..] => " (TLS: is it meant for the port with TLS?)",
+                    [b'A', b'M', b'Q', b'P', ..] => " (another version of AMQP)",
+                    received if received.iter().all(|octet| octet.is_ascii_graphic() || *octet == b' ') => {
+                        " (text, such as HTTP)"
+                    }
+                    _ => "",
+                };
+                write!(f, "it does not speak AMQP 0-9-1: it began with \"{}\"{guess}", received.escape_ascii())
+            }
+            LostReason::HandshakeTimeout => f.write_str("it did not log in in time"),
+            LostReason::Heartbeat => f.write_str("nothing was heard of it for two heartbeat intervals"),
+            LostReason::LoginRefused => f.write_str("its log-in was refused"),
+            LostReason::Error(error) => write!(f, "it was closed with {} {error}", error.code.number()),
+        }
+    }
 }
 
 /// A published message. All fields are slices of what the client sent.

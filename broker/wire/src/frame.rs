@@ -41,12 +41,15 @@ pub struct Frame {
 }
 
 /// What the first eight octets of a connection are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProtocolHeader {
     /// `AMQP 0 0 9 1`.
     Amqp091,
     /// Something else, a different version or another protocol.
-    Other,
+    Other {
+        /// What came, at most eight octets.
+        received: Bytes,
+    },
 }
 
 /// Cuts a byte stream into frames. A frame that arrived in one piece is a slice of that piece; only one that was
@@ -85,7 +88,8 @@ impl FrameDecoder {
             return None;
         }
         if !PROTOCOL_HEADER.starts_with(&self.partial) {
-            return Some(ProtocolHeader::Other);
+            let most = self.partial.len().min(PROTOCOL_HEADER.len());
+            return Some(ProtocolHeader::Other { received: Bytes::copy_from_slice(&self.partial[..most]) });
         }
         if self.partial.len() < PROTOCOL_HEADER.len() {
             return None;

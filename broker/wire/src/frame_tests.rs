@@ -97,9 +97,10 @@ fn the_protocol_header_is_told_from_others_as_early_as_possible() {
         pieces.iter().for_each(|piece| decoder.feed(Bytes::from_static(piece)));
         decoder.protocol_header()
     };
+    let other = |bytes| Some(ProtocolHeader::Other { received: Bytes::from_static(bytes) });
     assert_eq!(header_of(&[]), None);
     assert_eq!(header_of(&[b"AM", b"QP\0\0"]), None);
     assert_eq!(header_of(&[b"AM", b"QP\0\0", b"\x09\x01"]), Some(ProtocolHeader::Amqp091));
-    assert_eq!(header_of(&[b"AMQP\x01\x01\x00\x0a"]), Some(ProtocolHeader::Other));
-    assert_eq!(header_of(&[b"G"]), Some(ProtocolHeader::Other));
+    assert_eq!(header_of(&[b"AMQP\x01\x01\x00\x0a"]), other(b"AMQP\x01\x01\x00\x0a"));
+    assert_eq!(header_of(&[b"G"]), other(b"G"));
 }

@@ -122,9 +122,18 @@ impl Cluster {
     }
 
     pub fn admin(&mut self, member: usize, action: AdminAction) -> Result<AdminReply, AdminError> {
+        self.admin_with(member, None, action)
+    }
+
+    pub fn admin_with(
+        &mut self,
+        member: usize,
+        token: Option<u64>,
+        action: AdminAction,
+    ) -> Result<AdminReply, AdminError> {
         self.next_admin += 1;
         let request = AdminRequestId(self.next_admin);
-        self.inputs.push_back((member, Input::Admin { request, body: AdminRequest { token: None, action } }));
+        self.inputs.push_back((member, Input::Admin { request, body: AdminRequest { token, action } }));
         self.wait("the admin request is answered", |cluster| cluster.replies.contains_key(&request));
         self.replies.remove(&request).expect("just seen")
     }
@@ -306,6 +315,7 @@ impl Cluster {
             decoder: FrameDecoder::new(),
             frames: VecDeque::new(),
             confirmed: 0,
+            heartbeat_s: 0,
             single: Default::default(),
         }
     }
@@ -325,6 +335,8 @@ pub struct Client {
     pub conn: ConnId,
     decoder: FrameDecoder,
     frames: VecDeque<Frame>,
+    /// Asked for at log-in; 0 is none.
+    pub heartbeat_s: u16,
     /// All up to this one are confirmed, and these.
     confirmed: u64,
     single: std::collections::BTreeSet<u64>,
@@ -413,7 +425,7 @@ impl Client {
         };
         let tune = self.call(cluster, 0, start_ok);
         let Method::ConnectionTune { channel_max, frame_max, .. } = tune else { return tune };
-        self.send(cluster, 0, Method::ConnectionTuneOk { channel_max, frame_max, heartbeat_s: 0 });
+        self.send(cluster, 0, Method::ConnectionTuneOk { channel_max, frame_max, heartbeat_s: self.heartbeat_s });
 
         self.call(cluster, 0, Method::ConnectionOpen { virtual_host: short(vhost) })
     }

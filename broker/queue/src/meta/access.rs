@@ -78,6 +78,12 @@ impl MetaMachine {
         self.users.iter().map(|(name, user)| (name.as_str(), user))
     }
 
+    /// The virtual hosts in which a user has permissions, by name.
+    pub fn vhosts_of<'a>(&'a self, user: &'a str) -> impl Iterator<Item = &'a str> {
+        let vhosts = self.vhosts.iter().filter(move |(_, vhost)| vhost.grants.contains_key(user));
+        vhosts.map(|(name, _)| name.as_str())
+    }
+
     /// Whether a user may open connections to a virtual host: it has permissions there.
     pub fn may_enter(&self, user: &str, vhost: &str) -> bool {
         self.vhost(vhost).is_some_and(|vhost| vhost.grants.contains_key(user))

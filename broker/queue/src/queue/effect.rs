@@ -144,7 +144,10 @@ pub enum QueueReply {
     /// To `Subscribe`: another consumer is exclusive, or this one wants to be and is not alone.
     ExclusiveUse,
     /// To `Cancel`. No delivery to the consumer follows.
-    Cancelled,
+    Cancelled {
+        /// The number of its last delivery; 0 if it had none, or was no consumer.
+        last: u64,
+    },
     /// To `Get`: a message.
     Got {
         /// It; its number is 1.
@@ -173,6 +176,8 @@ pub enum QueueReply {
         /// The counts.
         stats: QueueStats,
     },
+    /// To `Stat`: the queue was here and is deleted, for good. (One that is not here yet is `NoSuchQueue`.)
+    Gone,
 }
 
 codec_enum!(QueueReply, "queue reply" {
@@ -180,7 +185,7 @@ codec_enum!(QueueReply, "queue reply" {
     2 => Created,
     3 => Subscribed,
     4 => ExclusiveUse,
-    5 => Cancelled,
+    5 => Cancelled { last },
     6 => Got { delivery, remaining },
     7 => Empty,
     8 => Purged { messages },
@@ -188,13 +193,14 @@ codec_enum!(QueueReply, "queue reply" {
     10 => InUse,
     11 => NotEmpty,
     12 => Stats { stats },
+    13 => Gone,
 });
 
 impl QueueReply {
     /// The channel error that the answer stands for, in RabbitMQ's words; `None` for the good ones.
     pub fn refusal(&self, vhost: &str, queue: &str) -> Option<Refusal> {
         let (code, text) = match self {
-            QueueReply::NoSuchQueue => (404, format!("no queue '{queue}' in vhost '{vhost}'")),
+            QueueReply::NoSuchQueue | QueueReply::Gone => (404, format!("no queue '{queue}' in vhost '{vhost}'")),
             QueueReply::ExclusiveUse => (403, format!("queue '{queue}' in vhost '{vhost}' in exclusive use")),
             QueueReply::InUse => (406, format!("queue '{queue}' in vhost '{vhost}' in use")),
             QueueReply::NotEmpty => (406, format!("queue '{queue}' in vhost '{vhost}' not empty")),

@@ -193,10 +193,11 @@ impl QueueMachine {
                 }
             }
             QueueCommand::Cancel { queue, consumer } => {
-                if self.touch(queue).is_some_and(|queue| queue.cancel(&consumer)) {
+                let last = self.touch(queue).and_then(|queue| queue.cancel(&consumer));
+                if last.is_some() {
                     self.drop_if_abandoned(queue, effects);
                 }
-                QueueReply::Cancelled
+                QueueReply::Cancelled { last: last.unwrap_or_default() }
             }
             QueueCommand::Get { queue, consumer } => match self.queues.get_mut(&queue) {
                 None => QueueReply::NoSuchQueue,
@@ -213,6 +214,7 @@ impl QueueMachine {
             }
             QueueCommand::Stat { queue } => match self.stats(queue) {
                 Some(stats) => QueueReply::Stats { stats },
+                None if self.deleted.contains(&queue) => QueueReply::Gone,
                 None => QueueReply::NoSuchQueue,
             },
             // The others are no requests: `apply_command` has taken them.

@@ -76,17 +76,16 @@ impl Queue {
         Ok(())
     }
 
-    /// Ends a consumer but leaves it what it has. True if it was one.
-    pub(super) fn cancel(&mut self, id: &ConsumerId) -> bool {
-        let Some(consumer) = self.consumers.get_mut(id).filter(|consumer| !consumer.cancelled) else {
-            return false;
-        };
+    /// Ends a consumer but leaves it what it has; the number of its last delivery, if it was one.
+    pub(super) fn cancel(&mut self, id: &ConsumerId) -> Option<u64> {
+        let consumer = self.consumers.get_mut(id).filter(|consumer| !consumer.cancelled)?;
+        let last = consumer.last;
         consumer.cancelled = true;
         consumer.queued = false;
         self.active -= 1;
         self.rotation.remove(consumer.priority, id);
         self.forget_if_done(id);
-        true
+        Some(last)
     }
 
     /// Ends deliveries; `gone` gets the entry index of each message that does not come back.
@@ -165,7 +164,7 @@ impl Queue {
     pub(super) fn close(&mut self, range: RangeInclusive<ConsumerId>) -> bool {
         let mut ended = false;
         for id in self.ids(range.clone()) {
-            ended |= self.cancel(&id);
+            ended |= self.cancel(&id).is_some();
             #[cfg(feature = "mutants")]
             if is_planted(Mutant::UnackedDropped) {
                 let all = Span { first: 0, last: u64::MAX };

@@ -35,7 +35,8 @@ fn another_protocol_header_is_answered_with_ours_and_the_end() {
         let mut script = Script::new(Config::default());
         script.bytes(Bytes::copy_from_slice(header));
         assert_eq!(script.connection.poll_transmit(0).as_deref(), Some(&PROTOCOL_HEADER[..]));
-        assert_eq!(script.requests(), [Request::ConnectionLost { why: LostReason::ProtocolHeader }]);
+        let received = Bytes::copy_from_slice(&header[..8]);
+        assert_eq!(script.requests(), [Request::ConnectionLost { why: LostReason::ProtocolHeader { received } }]);
         assert!(script.connection.is_closed());
     }
 }
