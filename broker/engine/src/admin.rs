@@ -48,8 +48,14 @@ pub enum AdminAction {
     Transfer { group: GroupId, to: String },
     /// `POST /v1/drain-leaders`: answered when none is left, or at the deadline.
     DrainLeaders { deadline_ms: u64 },
-    /// `PUT /v1/users/{name}`.
+    /// `PUT /v1/users/{name}`: a new user may do everything in `/`, a known one keeps its permissions and tags.
     PutUser(UserCredentials),
+    /// `GET /v1/users`.
+    Users,
+    /// `DELETE /v1/users/{name}`; its connections to this member are closed, those to others as they hear of it.
+    DeleteUser { name: String },
+    /// `GET /v1/members`.
+    Members,
     /// `PUT /v1/replication`: the cluster's defaults.
     PutReplication { default_min_in_sync_replicas: u8 },
     /// `PUT /v1/policies/{vhost}/{name}` and `/v1/operator-policies/{vhost}/{name}`.
@@ -73,6 +79,9 @@ pub enum AdminReply {
     Groups(Vec<GroupReport>),
     Policies(Vec<PolicyReport>),
     Queues(Vec<QueueReport>),
+    /// By name.
+    Users(Vec<UserReport>),
+    Members(Vec<MemberHealth>),
     /// Leaderships that this member still has.
     Drained {
         remaining: usize,
@@ -121,6 +130,15 @@ impl MemberState {
             Self::Started => "started",
         }
     }
+}
+
+/// One user of `GET /v1/users`; never its password's hash.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserReport {
+    pub name: String,
+    pub tags: Vec<String>,
+    /// Virtual hosts in which it has permissions.
+    pub vhosts: Vec<String>,
 }
 
 /// Counts of the replicas on this member.

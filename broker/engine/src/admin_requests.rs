@@ -5,14 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use holdfast_journal::EntryReader;
 use holdfast_queue::ids::{GroupId, MemberId};
 use holdfast_queue::meta::{
-    ExpectedMember as MetaExpected, MetaCommand, MetaReply, NewMember, NewUser, keys_not_honoured,
+    ExpectedMember as MetaExpected, MetaCommand, MetaReply, NewMember, NewUser, UserInfo, keys_not_honoured,
 };
 use holdfast_queue::time::{Duration, Instant};
 use holdfast_replica::{GroupStatus, Role};
 
 use crate::admin::{
     AdminAction, AdminError, AdminErrorKind, AdminReply, AdminRequest, ExpectedMember, Failover, GroupCounts,
-    GroupReport, Health, MemberHealth, MemberState, ReplicaReport, UserCredentials,
+    GroupReport, Health, MemberHealth, MemberState, ReplicaReport, UserCredentials, UserReport,
 };
 use crate::join::AfterIdentity;
 use crate::member::Member;
@@ -58,6 +58,23 @@ impl<R: EntryReader> Member<R> {
         self.check_token(body.token)?;
         match body.action {
             AdminAction::Health => Ok(Some(AdminReply::Health(Box::new(self.health())))),
+            AdminAction::Members => {
+                self.need_metadata()?;
+                Ok(Some(AdminReply::Members(self.members_health())))
+            }
+            AdminAction::Users => {
+                self.need_metadata()?;
+                Ok(Some(AdminReply::Users(self.user_reports())))
+            }
+            AdminAction::DeleteUser { name } => {
+                self.need_metadata()?;
+                if self.metadata().is_some_and(|meta| meta.user(&name).is_none()) {
+                    let hint = "GET /v1/users lists them";
+                    return Err(refused(AdminErrorKind::NotFound, format!("there is no user '{name}'"), hint));
+                }
+                self.ask_for_admin(request, Some(request), MetaCommand::DeleteUser { name })?;
+                Ok(None)
+            }
             AdminAction::Groups { limit } => Ok(Some(AdminReply::Groups(self.group_reports(limit)))),
             AdminAction::Bootstrap {
                 cluster_id,
@@ -79,18 +96,7 @@ impl<R: EntryReader> Member<R> {
                 self.admin.drains.insert(request, until);
                 Ok(None)
             }
-            AdminAction::PutUser(user) => {
-                let UserCredentials { name, password_hash } = user;
-                let tags = self.metadata().and_then(|meta| meta.user(&name)).map(|known| known.tags.clone());
-                let tags = tags.unwrap_or_else(|| vec!["administrator".into()]);
-                let new = NewUser { name: name.clone(), hash: password_hash, tags };
-                self.ask_for_admin(request, None, MetaCommand::PutUser { user: new })?;
-                let all = || ".*".to_owned();
-                let (vhost, configure, write, read) = ("/".to_owned(), all(), all(), all());
-                let grant = MetaCommand::SetPermissions { vhost, user: name, configure, write, read };
-                self.ask_for_admin(request, Some(request), grant)?;
-                Ok(None)
-            }
+            AdminAction::PutUser(user) => self.put_user(request, user).map(|()| None),
             AdminAction::PutPolicy { kind, vhost, name, policy } => {
                 let idle = keys_not_honoured(&policy.definition);
                 if !idle.is_empty() {
@@ -136,16 +142,49 @@ impl<R: EntryReader> Member<R> {
         Ok(())
     }
 
+    fn need_metadata(&self) -> Result<(), AdminError> {
+        if self.metadata().is_some() {
+            return Ok(());
+        }
+        let hint = "bootstrap the cluster first, or wait until this member has joined";
+        Err(refused(AdminErrorKind::Unavailable, "this member has no metadata yet", hint))
+    }
+
+    /// A new user may do everything in `/`; one that has permissions anywhere keeps them as they are, and its tags.
+    fn put_user(&mut self, request: AdminRequestId, user: UserCredentials) -> Result<(), AdminError> {
+        self.need_metadata()?;
+        let UserCredentials { name, password_hash } = user;
+        let tags = self.metadata().and_then(|meta| meta.user(&name)).map(|known| known.tags.clone());
+        let has_permissions = self.metadata().is_some_and(|meta| meta.vhosts_of(&name).next().is_some());
+        let tags = tags.unwrap_or_else(|| vec!["administrator".into()]);
+        let command = MetaCommand::PutUser { user: NewUser { name: name.clone(), hash: password_hash, tags } };
+        if has_permissions {
+            return self.ask_for_admin(request, Some(request), command);
+        }
+        self.ask_for_admin(request, None, command)?;
+        let all = || ".*".to_owned();
+        let (vhost, configure, write, read) = ("/".to_owned(), all(), all(), all());
+        let grant = MetaCommand::SetPermissions { vhost, user: name, configure, write, read };
+        self.ask_for_admin(request, Some(request), grant)
+    }
+
+    fn user_reports(&self) -> Vec<UserReport> {
+        let Some(meta) = self.metadata() else { return Vec::new() };
+        let report = |(name, user): (&str, &UserInfo)| UserReport {
+            name: name.to_owned(),
+            tags: user.tags.clone(),
+            vhosts: meta.vhosts_of(name).map(str::to_owned).collect(),
+        };
+        meta.users().map(report).collect()
+    }
+
     fn ask_for_admin(
         &mut self,
         request: AdminRequestId,
         waiter: Option<AdminRequestId>,
         command: MetaCommand,
     ) -> Result<(), AdminError> {
-        if self.metadata().is_none() {
-            let hint = "bootstrap the cluster first, or wait until this member has joined";
-            return Err(refused(AdminErrorKind::Unavailable, "this member has no metadata yet", hint));
-        }
+        self.need_metadata()?;
         self.admin.waiting.insert(request, self.now + ANSWER_WITHIN);
         self.ask_metadata(command, waiter.map_or(Waiter::Nobody, Waiter::Admin));
         Ok(())

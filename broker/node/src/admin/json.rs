@@ -1,7 +1,7 @@
 //! Bodies of the admin API's requests and answers.
 
 use holdfast_engine::admin::{
-    AdminError, AdminErrorKind, ExpectedMember, Failover, GroupReport, Health, MemberHealth, ReplicaReport,
+    AdminError, AdminErrorKind, ExpectedMember, Failover, GroupReport, Health, MemberHealth, ReplicaReport, UserReport,
 };
 use serde::{Deserialize, Serialize};
 
@@ -172,6 +172,17 @@ fn member(member: &MemberHealth) -> serde_json::Value {
         "live": member.live,
         "ready": member.ready,
     })
+}
+
+/// The answer of `GET /v1/users`.
+pub fn users(users: &[UserReport]) -> serde_json::Value {
+    let user = |user: &UserReport| serde_json::json!({ "name": user.name, "tags": user.tags, "vhosts": user.vhosts });
+    serde_json::json!({ "users": users.iter().map(user).collect::<Vec<_>>() })
+}
+
+/// The answer of `GET /v1/members`.
+pub fn members(members: &[MemberHealth]) -> serde_json::Value {
+    serde_json::json!({ "members": members.iter().map(member).collect::<Vec<_>>() })
 }
 
 /// The answer of `GET /v1/groups`.

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::json::{
     BootstrapBody, Disk, DrainBody, ErrorBody, MembersBody, PasswordBody, ReplicationBody, TransferBody, groups,
-    health, status,
+    health, members, status, users,
 };
 use crate::inbox::Inbox;
 
@@ -47,15 +47,16 @@ pub fn router(inbox: Inbox, data_dir: PathBuf) -> Router {
         .route("/v1/groups", get(get_groups))
         .route("/v1/groups/{id}/transfer", post(transfer))
         .route("/v1/drain-leaders", post(drain_leaders))
-        .route("/v1/users/{name}", put(put_user))
-        .route("/v1/members", put(put_members))
+        .route("/v1/users", get(get_users))
+        .route("/v1/users/{name}", put(put_user).delete(delete_user))
+        .route("/v1/members", get(get_members).put(put_members))
         .route("/v1/replication", put(put_replication))
         .merge(super::policies::router())
         .fallback(|| async { Refusal::new(AdminErrorKind::NotFound, "there is no such path", "paths start with /v1/") })
         .method_not_allowed_fallback(|| async {
             let refusal = ErrorBody {
                 error: "that method is not for this path".into(),
-                hint: "GET reads, POST acts, PUT sets".into(),
+                hint: "GET reads, POST acts, PUT sets, DELETE removes".into(),
             };
             (StatusCode::METHOD_NOT_ALLOWED, axum::Json(refusal))
         })
@@ -215,6 +216,25 @@ async fn put_user(State(admin): Shared, headers: HeaderMap, Path(name): Path<Str
     done()
 }
 
+async fn get_users(State(admin): Shared, headers: HeaderMap) -> Answer {
+    match admin.ask(&headers, AdminAction::Users).await? {
+        AdminReply::Users(list) => Ok(axum::Json::<Value>(users(&list)).into_response()),
+        _ => Err(surprise()),
+    }
+}
+
+async fn delete_user(State(admin): Shared, headers: HeaderMap, Path(name): Path<String>) -> Answer {
+    admin.ask(&headers, AdminAction::DeleteUser { name }).await?;
+    done()
+}
+
+async fn get_members(State(admin): Shared, headers: HeaderMap) -> Answer {
+    match admin.ask(&headers, AdminAction::Members).await? {
+        AdminReply::Members(list) => Ok(axum::Json::<Value>(members(&list)).into_response()),
+        _ => Err(surprise()),
+    }
+}
+
 async fn put_members(State(admin): Shared, headers: HeaderMap, body: Bytes) -> Answer {
     let body: MembersBody = parse(&body)?;
     let members = body.members.into_iter().map(Into::into).collect();
@@ -245,6 +265,7 @@ async fn credentials(name: String, password: String) -> Result<UserCredentials, 
 pub(super) mod tests {
     use super::*;
     use crate::inbox::{Arrival, Lanes};
+    use holdfast_engine::admin::UserReport;
     use http_body_util::BodyExt;
     use hyper::Request;
     use tower::ServiceExt;
@@ -330,6 +351,21 @@ pub(super) mod tests {
         let (status, _, asked) = call("PUT", "/v1/replication", None, body, Ok(AdminReply::Done)).await;
         assert_eq!(status, 200);
         assert_eq!(asked.unwrap().action, AdminAction::PutReplication { default_min_in_sync_replicas: 3 });
+    }
+
+    #[tokio::test]
+    async fn users_and_members_are_listed_and_users_deleted() {
+        let user = UserReport { name: "app".into(), tags: vec!["monitoring".into()], vhosts: vec!["/".into()] };
+        let (status, body, asked) = call("GET", "/v1/users", None, "", Ok(AdminReply::Users(vec![user]))).await;
+        assert_eq!((status, body), (200, json!({"users": [{"name": "app", "tags": ["monitoring"], "vhosts": ["/"]}]})));
+        assert_eq!(asked.unwrap().action, AdminAction::Users);
+        let (status, _, asked) = call("DELETE", "/v1/users/app", Some("4"), "", Ok(AdminReply::Done)).await;
+        let asked = asked.unwrap();
+        assert_eq!((status, asked.token), (200, Some(4)));
+        assert_eq!(asked.action, AdminAction::DeleteUser { name: "app".into() });
+        let (status, body, asked) = call("GET", "/v1/members", None, "", Ok(AdminReply::Members(Vec::new()))).await;
+        assert_eq!((status, body), (200, json!({"members": []})));
+        assert_eq!(asked.unwrap().action, AdminAction::Members);
     }
 
     #[tokio::test]
