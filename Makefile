@@ -50,9 +50,19 @@ test-chart: ## helm lint, and charts/install.yaml against what the chart renders
 	HOLDFAST_REQUIRE_HELM=1 cargo test --locked -p holdfast --test crds
 
 .PHONY: sim
-sim: ## the simulator: SEEDS=n seeds, or one with SEED=x
+sim: ## the simulator: SEEDS=n seeds, or one with SEED=x; PROFILE=small, mixed or replicas, or FAULT=n of the fault list
 	$(RELEASE) -p holdfast-sim
-	$(BIN)/holdfast-sim --seeds $(SEEDS) $(if $(SEED),--seed $(SEED))
+	$(BIN)/holdfast-sim --seeds $(SEEDS) $(if $(SEED),--seed $(SEED)) $(if $(PROFILE),--profile $(PROFILE)) $(if $(FAULT),--fault $(FAULT))
+
+.PHONY: sim-faults
+sim-faults: ## every fault of the list that can be simulated, SEEDS=n runs each
+	$(RELEASE) -p holdfast-sim
+	$(BIN)/holdfast-sim --faults --seeds $(SEEDS)
+
+.PHONY: mutants
+mutants: ## the simulator's test of itself: within how many seeds each planted bug is found, 200 at most
+	$(RELEASE) -p holdfast-sim --features mutants
+	$(BIN)/holdfast-sim --mutants --seeds 200
 
 .PHONY: build
 build: ## the release programs

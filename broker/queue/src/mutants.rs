@@ -14,6 +14,10 @@ pub enum Mutant {
     UnackedDropped,
     /// Votes and append replies leave before what they speak of is durable.
     RepliesBeforePersisted,
+    /// Replicas of deleted groups are neither destroyed nor compared with the metadata.
+    DeletedGroupKept,
+    /// A report that an entry is durable is taken for the one that replaced it.
+    LateReportAccepted,
 }
 
 thread_local! {

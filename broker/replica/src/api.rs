@@ -177,6 +177,8 @@ pub struct PeerStatus {
     pub live: bool,
     /// A Raft snapshot is on its way to it.
     pub snapshot: bool,
+    /// How much of that snapshot was sent, in percent.
+    pub snapshot_percent: Option<u8>,
 }
 
 /// A group as this member sees it.

@@ -261,6 +261,10 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
         if self.replicas.get(&id).is_none_or(|replica| replica.key() != key) {
             return;
         }
+        #[cfg(feature = "mutants")]
+        if holdfast_queue::mutants::is_planted(holdfast_queue::mutants::Mutant::DeletedGroupKept) {
+            return;
+        }
         info!(group = %id, "destroyed");
         self.replicas.remove(&id);
         self.forget(id);

@@ -412,6 +412,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
                 lag: self.last().saturating_sub(progress.matched),
                 live: cx.is_live(MemberId(*id)),
                 snapshot: progress.state == ProgressState::Snapshot,
+                snapshot_percent: self.outgoing.get(&MemberId(*id)).map(Outgoing::percent),
             })
             .collect();
         peers.sort_unstable_by_key(|peer| peer.member);

@@ -201,6 +201,11 @@ impl<R: EntryReader> GroupLog<R> {
     /// about the one here, whose payload may now leave memory.
     pub fn durable(&mut self, index: u64, write: BatchId, location: Location) -> bool {
         let Ok(at) = self.writing.binary_search_by_key(&index, |(index, _)| *index) else { return false };
+        #[cfg(feature = "mutants")]
+        let write = match holdfast_queue::mutants::is_planted(holdfast_queue::mutants::Mutant::LateReportAccepted) {
+            true => self.writing[at].1,
+            false => write,
+        };
         if self.writing[at].1 != write {
             return false;
         }

@@ -260,6 +260,16 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
     }
 }
 
+impl Outgoing {
+    /// How much was sent, in percent: one half is the machine, the other its payloads.
+    pub fn percent(&self) -> u8 {
+        let machine = self.content.offer.machine_bytes.max(1);
+        let payloads = self.content.live.len().max(1) as u64;
+        let halves = self.position.min(machine) * 50 / machine + self.position.saturating_sub(machine) * 50 / payloads;
+        u8::try_from(halves).unwrap_or(100).min(100)
+    }
+}
+
 impl Content {
     /// The position after everything.
     fn end(&self) -> u64 {

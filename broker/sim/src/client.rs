@@ -3,7 +3,7 @@
 //! It speaks real frames through `holdfast-wire`. When its connection ends, or a reply stays out too long, it says so
 //! and the world connects it anew, to the next member.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use bytes::{Bytes, BytesMut};
 use holdfast_wire::{
@@ -37,8 +37,12 @@ pub enum Role {
     /// Publishes with confirms. What was not confirmed when its connection ended stays unknown, and is sent again as a
     /// new message: so the ledger tells the two apart.
     Producer {
-        /// Messages that it wants confirmed.
+        /// Messages that it wants confirmed, unless it is told to stop before.
         total: u64,
+        /// Of a hundred looks it publishes in so many.
+        eagerness: u64,
+        /// Of a hundred connections so many ask for confirms; the others prove what they sent by closing.
+        confirms: u64,
     },
     /// Consumes and acks; sometimes gives back, sometimes holds on for a while.
     Consumer {
@@ -48,7 +52,10 @@ pub enum Role {
     /// Takes messages one by one with `basic.get`, and acks them.
     Getter,
     /// Declares queues, publishes a little into them, and deletes them again.
-    Churner,
+    Churner {
+        /// Always the same queue: what was in a deleted one must not be in the next.
+        same_name: bool,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,19 +85,28 @@ pub struct Client {
     // A producer's.
     next_number: u64,
     confirmed: u64,
-    unconfirmed: BTreeSet<u64>,
+    /// By number, with the time at which each was sent.
+    unconfirmed: BTreeMap<u64, u64>,
+    /// The longest that a confirm took.
+    pub slowest_confirm_us: u64,
+    /// The time of sending of the latest message that was confirmed.
+    pub confirmed_sent_us: u64,
     /// Without confirms only `connection.close-ok` proves anything.
     has_confirms: bool,
     // A consumer's.
     partial: Option<Partial>,
     /// A churner's queues so far.
     churned: u64,
+    /// The queue that it declares next was deleted by it, or is a new one.
+    deleted: bool,
     held: Vec<(u64, MessageId)>,
     acked: Vec<MessageId>,
     awaiting_sync: Vec<MessageId>,
     draining: bool,
     /// Messages whose confirms it has read since the last look.
     pub confirms: Vec<MessageId>,
+    /// Broken promises that only the client can see.
+    pub complaint: Option<String>,
     /// What it did since the last look, in words.
     pub notes: Vec<String>,
 }
@@ -119,15 +135,19 @@ impl Client {
             rng,
             next_number: 1,
             confirmed: 0,
-            unconfirmed: BTreeSet::new(),
+            unconfirmed: BTreeMap::new(),
+            slowest_confirm_us: 0,
+            confirmed_sent_us: 0,
             has_confirms: true,
             partial: None,
             churned: 0,
+            deleted: true,
             held: Vec::new(),
             acked: Vec::new(),
             awaiting_sync: Vec::new(),
             draining: false,
             confirms: Vec::new(),
+            complaint: None,
             notes: Vec::new(),
         }
     }
@@ -138,21 +158,45 @@ impl Client {
         self.stage != Stage::Disconnected
     }
 
+    /// True when it publishes with a ledger.
+    #[must_use]
+    pub fn is_producer(&self) -> bool {
+        matches!(self.role, Role::Producer { .. })
+    }
+
     /// True when a producer has nothing left to send and nothing unconfirmed.
     #[must_use]
     pub fn is_done(&self) -> bool {
         match self.role {
-            Role::Producer { total } => self.confirmed >= total && self.unconfirmed.is_empty(),
+            Role::Producer { total, .. } => (self.draining || self.confirmed >= total) && self.unconfirmed.is_empty(),
             Role::Consumer { .. } | Role::Getter => {
                 self.held.is_empty() && self.acked.is_empty() && self.awaiting_sync.is_empty()
             }
-            Role::Churner => self.draining && self.waiting_since.is_none(),
+            Role::Churner { .. } => self.draining && self.waiting_since.is_none(),
         }
     }
 
-    /// From now on a consumer acks everything at once.
+    /// From now on a consumer acks everything at once, and a producer publishes nothing new.
     pub fn drain(&mut self) {
         self.draining = true;
+    }
+
+    /// True when it publishes on a connection that stands, and hears of each message.
+    #[must_use]
+    pub fn awaits_confirms(&self) -> bool {
+        self.is_producer() && self.has_confirms && self.stage == Stage::Ready
+    }
+
+    /// Connections that it has made.
+    #[must_use]
+    pub fn connections(&self) -> u32 {
+        self.connections
+    }
+
+    /// Since when it has been waiting for the broker without an answer.
+    #[must_use]
+    pub fn stuck_since(&self) -> Option<u64> {
+        self.waiting_since.filter(|_| self.stage != Stage::Disconnected)
     }
 
     /// A connection stands.
@@ -166,7 +210,9 @@ impl Client {
         self.connections += 1;
         self.next_number = 1;
         self.unconfirmed.clear();
-        self.has_confirms = self.rng.chance(75);
+        if let Role::Producer { confirms, .. } = self.role {
+            self.has_confirms = self.rng.chance(confirms);
+        }
         self.partial = None;
         self.held.clear();
         // Their acks may or may not have arrived: nothing is claimed about them.
@@ -215,10 +261,10 @@ impl Client {
             return;
         }
         match self.role {
-            Role::Producer { total } => self.publish_some(now_us, total, ledger),
+            Role::Producer { total, eagerness, .. } => self.publish_some(now_us, total, eagerness, ledger),
             Role::Consumer { .. } => self.settle_some(now_us, ledger),
             Role::Getter => self.get_one(now_us),
-            Role::Churner => self.churn(now_us),
+            Role::Churner { .. } => self.churn(now_us),
         }
         if !self.draining && self.rng.range(0, TICKS_PER_CLOSE) == 0 {
             self.close(now_us, ledger);
@@ -236,7 +282,7 @@ impl Client {
     }
 
     fn closed(&mut self, ledger: &mut Ledger) {
-        for number in std::mem::take(&mut self.unconfirmed) {
+        for number in std::mem::take(&mut self.unconfirmed).into_keys() {
             ledger.confirmed(self.message(number));
             self.confirms.push(self.message(number));
             self.confirmed += 1;
@@ -298,11 +344,12 @@ impl Client {
                 self.send_connection(&Method::ConnectionOpen { virtual_host: ShortStr::from_static("/") });
             }
             Method::ConnectionOpenOk {} => self.send(&Method::ChannelOpen {}),
-            Method::ChannelOpenOk {} if matches!(self.role, Role::Churner) => self.ready(),
+            Method::ChannelOpenOk {} if matches!(self.role, Role::Churner { .. }) => self.ready(),
             Method::ChannelOpenOk {} => self.declare(&self.queue.clone()),
-            Method::QueueDeclareOk { .. } => self.declared(),
+            Method::QueueDeclareOk { message_count, .. } => self.declared(message_count),
             Method::QueueDeleteOk { .. } => {
                 self.waiting_since = None;
+                self.deleted = true;
                 self.churned += 1;
             }
             Method::ConfirmSelectOk {} => self.ready(),
@@ -337,12 +384,17 @@ impl Client {
         });
     }
 
-    fn declared(&mut self) {
+    fn declared(&mut self, messages: u32) {
         match self.role {
             Role::Producer { .. } if self.has_confirms => self.send(&Method::ConfirmSelect { no_wait: false }),
             Role::Producer { .. } | Role::Getter => self.ready(),
             Role::Consumer { prefetch } => self.qos(prefetch),
-            Role::Churner => self.fill_and_delete(),
+            Role::Churner { .. } => {
+                if messages > 0 && self.deleted {
+                    self.complaint = Some(format!("a queue was made again and held {messages} messages"));
+                }
+                self.fill_and_delete();
+            }
         }
     }
 
@@ -374,9 +426,13 @@ impl Client {
         self.waiting_since = None;
     }
 
-    fn publish_some(&mut self, now_us: u64, total: u64, ledger: &mut Ledger) {
-        for _ in 0..self.rng.range(1, 6) {
-            let is_enough = self.confirmed + self.unconfirmed.len() as u64 >= total;
+    fn publish_some(&mut self, now_us: u64, total: u64, eagerness: u64, ledger: &mut Ledger) {
+        let burst = self.rng.range(1, 6);
+        if !self.draining && !self.rng.chance(eagerness) {
+            return;
+        }
+        for _ in 0..burst {
+            let is_enough = self.draining || self.confirmed + self.unconfirmed.len() as u64 >= total;
             if is_enough || self.unconfirmed.len() >= WINDOW {
                 if !self.has_confirms && !self.unconfirmed.is_empty() {
                     self.close(now_us, ledger);
@@ -384,7 +440,7 @@ impl Client {
                 return;
             }
             let id = self.message(self.next_number);
-            self.unconfirmed.insert(self.next_number);
+            self.unconfirmed.insert(self.next_number, now_us);
             self.next_number += 1;
             ledger.sent(id);
             self.publish(&self.queue.clone(), id);
@@ -418,23 +474,27 @@ impl Client {
     }
 
     /// On a fresh channel, delivery tags and numbers are the same.
-    fn take_tags(&mut self, tag: u64, multiple: bool) -> Vec<u64> {
+    fn take_tags(&mut self, tag: u64, multiple: bool) -> Vec<(u64, u64)> {
         let first = if multiple { 0 } else { tag };
-        let numbers: Vec<u64> = self.unconfirmed.range(first..=tag).copied().collect();
-        numbers.into_iter().filter(|number| self.unconfirmed.remove(number)).collect()
+        let later = self.unconfirmed.split_off(&(tag + 1));
+        let taken = self.unconfirmed.split_off(&first);
+        self.unconfirmed.extend(later);
+        taken.into_iter().collect()
     }
 
     fn confirmed(&mut self, now_us: u64, tag: u64, multiple: bool, ledger: &mut Ledger) {
-        for number in self.take_tags(tag, multiple) {
+        for (number, sent_us) in self.take_tags(tag, multiple) {
             ledger.confirmed(self.message(number));
             self.confirms.push(self.message(number));
             self.confirmed += 1;
+            self.slowest_confirm_us = self.slowest_confirm_us.max(now_us - sent_us);
+            self.confirmed_sent_us = self.confirmed_sent_us.max(sent_us);
         }
         self.waiting_since = (!self.unconfirmed.is_empty()).then_some(now_us);
     }
 
     fn refused(&mut self, now_us: u64, tag: u64, multiple: bool, ledger: &mut Ledger) {
-        for number in self.take_tags(tag, multiple) {
+        for (number, _) in self.take_tags(tag, multiple) {
             ledger.refused(self.message(number));
         }
         self.waiting_since = (!self.unconfirmed.is_empty()).then_some(now_us);
@@ -459,7 +519,8 @@ impl Client {
     }
 
     fn churned_queue(&self) -> String {
-        format!("{}-{}-{}", self.queue, self.id, self.churned)
+        let number = if matches!(self.role, Role::Churner { same_name: true }) { 0 } else { self.churned };
+        format!("{}-{}-{number}", self.queue, self.id)
     }
 
     fn churn(&mut self, now_us: u64) {
@@ -471,6 +532,7 @@ impl Client {
 
     fn fill_and_delete(&mut self) {
         let queue = self.churned_queue();
+        self.deleted = false;
         for number in 0..self.rng.range(0, 4) {
             self.publish(&queue, MessageId { producer: self.id * CHANNELS_PER_CLIENT, number });
         }

@@ -1,7 +1,7 @@
 //! A disk that keeps its promises and no more: synced bytes and names survive a crash, anything else may be kept,
 //! lost or torn, sector by sector and in any order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -12,6 +12,48 @@ use crate::rng::Rng;
 /// The unit that a disk writes whole.
 const SECTOR_BYTES: usize = 512;
 
+/// The newest segments are the one that is written to and the one that is made ready for its turn.
+const OPEN_SEGMENTS: usize = 2;
+
+/// How a disk that was off comes back. Only what was synced before the last two writes is touched: a disk that loses its
+/// last synced write cannot be told from one that never got it, and no single replica can survive that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Damage {
+    /// One bit of a segment is another.
+    SegmentBit,
+    /// One sector of a segment is as it was before it was written: the write was lost.
+    StaleSector,
+    /// One sector of a segment holds what was meant for another.
+    MisdirectedSector,
+    /// A sealed segment is shorter.
+    TruncatedSegment,
+    /// A sealed segment is gone.
+    MissingSegment,
+    /// One bit of a checkpoint is another.
+    CheckpointBit,
+    /// One bit in one copy of the identity is another.
+    IdentityBit,
+    /// The same in both copies.
+    IdentityBits,
+    /// Sectors of a segment cannot be read (EIO).
+    UnreadableSector,
+}
+
+impl Damage {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::SegmentBit,
+        Self::StaleSector,
+        Self::MisdirectedSector,
+        Self::TruncatedSegment,
+        Self::MissingSegment,
+        Self::CheckpointBit,
+        Self::IdentityBit,
+        Self::IdentityBits,
+        Self::UnreadableSector,
+    ];
+}
+
 #[derive(Clone, Debug, Default)]
 struct Inode {
     /// What a reader sees now.
@@ -20,6 +62,10 @@ struct Inode {
     durable: Vec<u8>,
     /// Sectors written since the last sync.
     dirty: BTreeMap<usize, ()>,
+    /// Where the last two writes began, the older one first.
+    recent_writes: [u64; 2],
+    /// Sectors that give EIO.
+    unreadable: BTreeMap<usize, ()>,
 }
 
 #[derive(Clone, Debug)]
@@ -47,6 +93,10 @@ struct State {
     fails_sync: bool,
     /// Bytes that all files together may take; none for no limit.
     capacity: Option<u64>,
+    /// A planted bug: a sync that failed is called again, which succeeds.
+    retries_syncs: bool,
+    /// So many reads fail.
+    failing_reads: u64,
 }
 
 /// One member's directory. Clones are the same directory.
@@ -89,6 +139,58 @@ impl SimDisk {
         self.lock().used_bytes()
     }
 
+    /// A planted bug: the caller of a sync that fails calls it again.
+    pub fn retry_syncs(&self) {
+        self.lock().retries_syncs = true;
+    }
+
+    /// The next `count` reads fail (EIO).
+    pub fn fail_reads(&self, count: u64) {
+        self.lock().failing_reads = count;
+    }
+
+    /// True while the files may only take so many bytes.
+    #[must_use]
+    pub fn is_limited(&self) -> bool {
+        self.lock().capacity.is_some()
+    }
+
+    /// Damages what a disk without power holds; what, in words, or none when there is nothing of that kind yet.
+    pub fn damage(&self, damage: Damage, rng: &mut Rng) -> Option<String> {
+        let mut state = self.lock();
+        let state = &mut *state;
+        let with = |prefix: &str| -> Vec<(String, u64)> {
+            let names = state.names.iter().filter(|(name, _)| name.starts_with(prefix));
+            names.map(|(name, inode)| (name.clone(), *inode)).collect()
+        };
+        let segments = with("segment");
+        let mut victims = match damage {
+            Damage::CheckpointBit => with("checkpoint"),
+            Damage::IdentityBit | Damage::IdentityBits => with("identity"),
+            _ => segments.clone(),
+        };
+        if matches!(damage, Damage::TruncatedSegment | Damage::MissingSegment) {
+            victims.truncate(victims.len().saturating_sub(OPEN_SEGMENTS));
+        }
+        if damage == Damage::IdentityBits {
+            for (_, inode) in &victims {
+                state.inodes.get_mut(inode)?.flip_bit(rng, u64::MAX)?;
+            }
+            return (!victims.is_empty()).then(|| format!("{damage:?}"));
+        }
+        let (name, inode) = victims.get(rng.index(victims.len()))?.clone();
+        if damage == Damage::MissingSegment {
+            state.names.remove(&name);
+            state.durable_names.remove(&name);
+            return Some(format!("{damage:?} {name}"));
+        }
+        let is_open = segments.iter().rev().take(OPEN_SEGMENTS).any(|(open, _)| *open == name);
+        let file = state.inodes.get_mut(&inode)?;
+        let limit = if is_open { file.recent_writes[0] } else { u64::MAX };
+        let at = file.damage(damage, limit, rng)?;
+        Some(format!("{damage:?} {name} at byte {at}"))
+    }
+
     /// A planted bug: from here on, or no longer, a sync of the log succeeds without doing anything.
     pub fn skip_syncs(&self, skip: bool) {
         self.lock().skips_syncs = skip;
@@ -102,17 +204,14 @@ impl SimDisk {
     /// The process is gone but the machine is not: the page cache survives, so nothing is lost.
     pub fn process_crash(&self) {
         let mut state = self.lock();
-        state.dying = false;
-        state.fails_sync = false;
-        state.calls_left = None;
+        state.restart();
+        state.forget_unnamed();
     }
 
     /// Power loss. Each unsynced sector and each unsynced name survives or not, as `rng` has it.
     pub fn power_loss(&self, rng: &mut Rng) {
         let mut state = self.lock();
-        state.dying = false;
-        state.fails_sync = false;
-        state.calls_left = None;
+        state.restart();
         let kept_percent = rng.range(0, 101);
         for inode in state.inodes.values_mut() {
             inode.tear(rng, kept_percent);
@@ -126,11 +225,60 @@ impl SimDisk {
         }
         state.durable_names.clone_from(&names);
         state.names = names;
+        state.forget_unnamed();
     }
 }
 
 impl Inode {
+    /// Flips a bit below `limit`, in cache and on the platter.
+    fn flip_bit(&mut self, rng: &mut Rng, limit: u64) -> Option<usize> {
+        let end = self.used_bytes().min(usize::try_from(limit).unwrap_or(usize::MAX));
+        let at = (end > 0).then(|| rng.index(end))?;
+        self.durable[at] ^= 1 << rng.index(8);
+        self.bytes[at] = self.durable[at];
+        Some(at)
+    }
+
+    /// Bytes up to the last one that is not zero: what lies behind it is reserved.
+    fn used_bytes(&self) -> usize {
+        self.durable.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1)
+    }
+
+    /// Damages something below `limit`; where.
+    fn damage(&mut self, damage: Damage, limit: u64, rng: &mut Rng) -> Option<usize> {
+        let end = self.used_bytes().min(usize::try_from(limit).unwrap_or(usize::MAX));
+        let sectors = end / SECTOR_BYTES;
+        let sector = (sectors > 0).then(|| rng.index(sectors));
+        let at = match damage {
+            Damage::StaleSector => {
+                let at = sector? * SECTOR_BYTES;
+                self.durable[at..at + SECTOR_BYTES].fill(0);
+                at
+            }
+            Damage::MisdirectedSector => {
+                let (from, at) = (rng.index(sectors) * SECTOR_BYTES, sector? * SECTOR_BYTES);
+                self.durable.copy_within(from..from + SECTOR_BYTES, at);
+                at
+            }
+            Damage::TruncatedSegment => {
+                let at = sector? * SECTOR_BYTES;
+                self.durable.truncate(at);
+                at
+            }
+            Damage::UnreadableSector => {
+                self.unreadable.insert(sector?, ());
+                sector? * SECTOR_BYTES
+            }
+            _ => return self.flip_bit(rng, limit),
+        };
+        self.bytes.clone_from(&self.durable);
+        Some(at)
+    }
+
     fn tear(&mut self, rng: &mut Rng, kept_percent: u64) {
+        if self.dirty.is_empty() && self.bytes.len() == self.durable.len() {
+            return;
+        }
         let dirty = std::mem::take(&mut self.dirty);
         for sector in dirty.into_keys() {
             if rng.chance(kept_percent) {
@@ -184,6 +332,26 @@ fn apply(names: &mut BTreeMap<String, u64>, change: &NameChange) {
 }
 
 impl State {
+    /// A process begins on this disk.
+    fn restart(&mut self) {
+        self.dying = false;
+        self.fails_sync = false;
+        self.retries_syncs = false;
+        self.failing_reads = 0;
+        self.calls_left = None;
+    }
+
+    /// Files without a name are gone once no process has them open.
+    fn forget_unnamed(&mut self) {
+        let pending = self.pending.iter().filter_map(|change| match change {
+            NameChange::Set { inode, .. } => Some(*inode),
+            _ => None,
+        });
+        let named = self.names.values().chain(self.durable_names.values()).copied();
+        let named: BTreeSet<u64> = named.chain(pending).collect();
+        self.inodes.retain(|inode, _| named.contains(inode));
+    }
+
     fn spend(&mut self) -> io::Result<()> {
         match &mut self.calls_left {
             Some(0) => self.dying = true,
@@ -296,6 +464,7 @@ impl StoredFile for SimFile {
         let grows_by = end.saturating_sub(state.inode(self.inode)?.bytes.len());
         state.room_for(grows_by)?;
         let inode = state.inode(self.inode)?;
+        inode.recent_writes = [inode.recent_writes[1], offset];
         if inode.bytes.len() < end {
             inode.bytes.resize(end, 0);
         }
@@ -306,9 +475,16 @@ impl StoredFile for SimFile {
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
         let mut state = self.disk.lock();
+        if state.failing_reads > 0 {
+            state.failing_reads -= 1;
+            return Err(io::Error::other("the disk could not read"));
+        }
         let inode = state.inode(self.inode)?;
         let start = (offset as usize).min(inode.bytes.len());
         let end = (start + buffer.len()).min(inode.bytes.len());
+        if inode.unreadable.range(start / SECTOR_BYTES..end.div_ceil(SECTOR_BYTES)).next().is_some() {
+            return Err(io::Error::other("the disk could not read"));
+        }
         buffer[..end - start].copy_from_slice(&inode.bytes[start..end]);
         Ok(end - start)
     }
@@ -325,6 +501,8 @@ impl StoredFile for SimFile {
     fn set_len(&self, size_bytes: u64) -> io::Result<()> {
         let mut state = self.disk.lock();
         state.spend()?;
+        let grows_by = (size_bytes as usize).saturating_sub(state.inode(self.inode)?.bytes.len());
+        state.room_for(grows_by)?;
         let inode = state.inode(self.inode)?;
         let (old, new) = (inode.bytes.len(), size_bytes as usize);
         inode.bytes.resize(new, 0);
@@ -338,6 +516,9 @@ impl StoredFile for SimFile {
         state.syncs += 1;
         if std::mem::take(&mut state.fails_sync) {
             state.inode(self.inode)?.dirty.clear();
+            if state.retries_syncs {
+                return Ok(());
+            }
             return Err(io::Error::other("the disk could not write"));
         }
         let is_log = state.names.iter().any(|(name, inode)| *inode == self.inode && name.starts_with("segment"));

@@ -4,7 +4,10 @@
 //! Those that live at the seam between member, journal and disk are planted in the driver, so that production code stays
 //! clean. The rest need a hook in a production crate, which is compiled only with the feature `mutants`.
 
-use holdfast_journal::{Batch, Op, Recovered};
+use holdfast_journal::{Batch, Op, Recovered, RecoveredGroup};
+
+use crate::disk::SimDisk;
+use crate::plan::Profile;
 
 /// A rule to break.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +34,20 @@ pub enum Mutation {
     CopiesNotAwaited,
     /// The identity is forgotten: a member that had voted comes back as a blank one.
     IdentityForgotten,
+    /// A sync that failed is called again, and succeeds without having written anything.
+    FailedSyncRetried,
+    /// Damage in the middle of the log is taken for a torn tail: the log is cut there, and the replica serves.
+    CorruptionCutAsTornTail,
+    /// A torn tail is taken for damage: the replica stays out.
+    TornTailCalledCorruption,
+    /// A write that installs a Raft snapshot is called durable without an fdatasync.
+    SnapshotCountedEarly,
+    /// Deleted groups stay on disk, and their replicas are not compared with the metadata.
+    #[cfg(feature = "mutants")]
+    DeletedGroupKept,
+    /// A report that an entry is durable is taken for the one that replaced it.
+    #[cfg(feature = "mutants")]
+    LateReportAccepted,
     /// Commands that a home sends again are applied again.
     #[cfg(feature = "mutants")]
     ResendNotDeduplicated,
@@ -59,6 +76,14 @@ impl Mutation {
         Self::CheckpointIndexLost,
         Self::IdentityForgotten,
         Self::CopiesNotAwaited,
+        Self::FailedSyncRetried,
+        Self::CorruptionCutAsTornTail,
+        Self::TornTailCalledCorruption,
+        Self::SnapshotCountedEarly,
+        #[cfg(feature = "mutants")]
+        Self::DeletedGroupKept,
+        #[cfg(feature = "mutants")]
+        Self::LateReportAccepted,
         #[cfg(feature = "mutants")]
         Self::ResendNotDeduplicated,
         #[cfg(feature = "mutants")]
@@ -68,6 +93,17 @@ impl Mutation {
         #[cfg(feature = "mutants")]
         Self::RepliesBeforePersisted,
     ];
+
+    /// The runs that look for bugs of its kind.
+    #[must_use]
+    pub fn profile(self) -> Profile {
+        match self {
+            Self::CorruptionCutAsTornTail => Profile::Fault(17),
+            Self::FailedSyncRetried => Profile::Fault(21),
+            Self::SnapshotCountedEarly => Profile::Fault(27),
+            _ => Profile::Small,
+        }
+    }
 
     /// Its name on the command line.
     #[must_use]
@@ -86,10 +122,19 @@ pub fn plant(mutation: Option<Mutation>) {
             Some(Mutation::AckedReturns) => Some(Mutant::AckedReturns),
             Some(Mutation::UnackedDropped) => Some(Mutant::UnackedDropped),
             Some(Mutation::RepliesBeforePersisted) => Some(Mutant::RepliesBeforePersisted),
+            Some(Mutation::DeletedGroupKept) => Some(Mutant::DeletedGroupKept),
+            Some(Mutation::LateReportAccepted) => Some(Mutant::LateReportAccepted),
             _ => None,
         });
     }
     let _ = mutation;
+}
+
+/// A broken member's disk, before its process starts on it.
+pub fn at_disk(mutation: Option<Mutation>, disk: &SimDisk) {
+    if mutation == Some(Mutation::FailedSyncRetried) {
+        disk.retry_syncs();
+    }
 }
 
 /// What a broken member hands to its journal.
@@ -133,10 +178,39 @@ pub fn at_recovery(mutation: Option<Mutation>, recovered: &mut Recovered) {
                 }
             }
         }
+        Some(Mutation::CorruptionCutAsTornTail) => {
+            for group in &mut recovered.groups {
+                cut_at_damage(group);
+            }
+        }
+        Some(Mutation::TornTailCalledCorruption) => {
+            let is_torn = recovered.findings.iter().any(|finding| finding.what.contains("torn"));
+            for group in recovered.groups.iter_mut().filter(|_| is_torn) {
+                let why = "a torn tail, called damage".to_owned();
+                group.corruption.get_or_insert_default().why = why;
+            }
+        }
         Some(Mutation::IdentityForgotten) => {
             recovered.identity = None;
             recovered.groups.clear();
         }
         _ => {}
+    }
+}
+
+/// What a recovery that knows only torn tails makes of a damaged log: all before the first gap counts.
+fn cut_at_damage(group: &mut RecoveredGroup) {
+    if group.corruption.take().is_none() {
+        return;
+    }
+    let mut next = group.compacted + 1;
+    group.entries.retain(|entry| {
+        let follows = entry.index == next;
+        next += u64::from(follows);
+        follows
+    });
+    let last = next - 1;
+    if let (Some(state), Some(checkpoint)) = (&mut group.hard_state, &group.checkpoint) {
+        state.commit = state.commit.min(last.max(checkpoint.index));
     }
 }

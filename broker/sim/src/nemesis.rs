@@ -1,67 +1,227 @@
-//! Faults, chosen by the seed (the numbers are those of the fault list).
+//! What befalls a cluster. A run's strikes are drawn from its seed before it begins, so that a failing run can be
+//! replayed with fewer of them.
 
 use holdfast_engine::admin::AdminAction;
 use holdfast_queue::arguments::{Arguments, Value};
 use holdfast_queue::meta::{ApplyTo, NewPolicy, PolicyKind};
 
+use crate::disk::Damage;
+use crate::network::{Slowness, UNTIL_HEALED};
 use crate::rng::Rng;
 use crate::world::{Event, MEMBERS, World};
 
-/// Makes one fault and gives the time until the next.
-pub fn strike(world: &mut World, rng: &mut Rng) -> u64 {
-    let victim = if rng.chance(60) { world.busiest_leader() } else { None };
-    let victim = victim.unwrap_or_else(|| rng.index(MEMBERS));
-    let other = (victim + 1 + rng.index(MEMBERS - 1)) % MEMBERS;
-    match rng.range(0, 100) {
-        // 1, 2: a killed process.
-        0..22 => die(world, rng, victim, false),
-        // 4: power loss of one.
-        22..34 => die(world, rng, victim, true),
-        // 3, 5: all of them at once.
-        34..38 => all_die(world, rng),
-        // 6: power loss of one while another is stopped.
-        38..43 => {
-            let stopped_us = rng.range(300_000, 4_000_000);
-            world.pause(other, stopped_us);
-            die(world, rng, victim, true);
-        }
-        // 7, 8: stopped processes.
-        43..55 => {
-            let stopped_us = rng.range(100_000, 8_000_000);
-            world.pause(victim, stopped_us);
-            if rng.chance(20) {
-                world.pause(other, stopped_us);
+/// Whom a strike hits; roles are looked up when it strikes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Who {
+    /// A member by its number.
+    Member(usize),
+    /// The member that leads most groups, or this one when none leads.
+    LeaderOr(usize),
+    /// The first member after this one that is not the busiest leader.
+    FollowerAfter(usize),
+}
+
+/// What of a transfer is hit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TransferHit {
+    /// The link between the two.
+    Link,
+    /// The process that sends.
+    Sender,
+    /// The machine that receives, a moment after it was sent everything.
+    Receiver,
+}
+
+/// One fault.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Strike {
+    /// SIGKILL; with `power_loss` the machine goes too, and what was not synced with it. It starts again.
+    Kill { who: Who, power_loss: bool, down_us: u64 },
+    /// All of them at once; each starts again at its own time.
+    KillAll { power_loss: bool, down_us: [u64; MEMBERS] },
+    /// SIGTERM: the member hands its leaderships over and ends; it starts again.
+    Shutdown { who: Who, down_us: u64 },
+    /// SIGSTOP and SIGCONT.
+    Pause { who: Who, for_us: u64 },
+    /// The member loses its link to all others.
+    Isolate { who: Who, for_us: u64 },
+    /// One direction between the member and the one `step` places after it.
+    CutOneWay { who: Who, step: usize, inward: bool, for_us: u64 },
+    /// Both directions between two members, while the third reaches both.
+    CutPair { who: Who, step: usize, for_us: u64 },
+    /// A link that goes down and up.
+    Flap { who: Who, step: usize, period_us: u64, for_us: u64 },
+    /// A slow and lossy network.
+    Slow { slowness: Slowness, for_us: u64 },
+    /// A member behind a thin line.
+    Thin { who: Who, bytes_per_s: u64, for_us: u64 },
+    /// The next sync fails (EIO).
+    FailSync { who: Who },
+    /// The next reads fail (EIO).
+    FailReads { who: Who, count: u64 },
+    /// No space is left.
+    Full { who: Who, for_us: u64 },
+    /// Every write takes so much longer.
+    Stall { who: Who, each_us: u64, for_us: u64 },
+    /// A wall clock jumps.
+    Clock { member: usize, offset_ms: i64 },
+    /// The machine loses its power, its disk is damaged, and it starts again.
+    Damage { who: Who, damage: Damage, down_us: u64 },
+    /// The machine comes back with an empty disk.
+    Wipe { who: Who, down_us: u64 },
+    /// A client loses its connection.
+    CutClient { client: usize },
+    /// The next Raft snapshot that got so far is cut off for a while.
+    CutTransfer { percent: u8, hits: TransferHit, for_us: u64 },
+    /// Another policy of all queues, or none; the number decides which.
+    Policy { member: usize, choice: u64 },
+    /// Everything that has no end of its own ends.
+    Heal,
+}
+
+/// A strike and when it comes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Timed {
+    /// Virtual time after the founding, microseconds.
+    pub at_us: u64,
+    /// What happens.
+    pub strike: Strike,
+}
+
+impl Who {
+    fn find(self, world: &World) -> usize {
+        match self {
+            Self::Member(member) => member,
+            Self::LeaderOr(member) => world.busiest_leader().unwrap_or(member),
+            Self::FollowerAfter(member) => {
+                let leader = world.busiest_leader();
+                let after = (1..=MEMBERS).map(|step| (member + step) % MEMBERS);
+                after.clone().find(|found| Some(*found) != leader).unwrap_or(member)
             }
         }
-        // 9: one member | the rest.
-        55..63 => isolate(world, victim),
-        // 10: one direction only.
-        63..71 => world.conditions.cut(victim, other),
-        // 11: A-B, B-C, not A-C.
-        71..77 => {
-            world.conditions.cut(victim, other);
-            world.conditions.cut(other, victim);
-        }
-        // 14: delay.
-        77..84 => world.conditions.jitter_us = rng.range(5_000, 200_000),
-        // 21: EIO on fdatasync.
-        84..87 => world.fail_disk(victim),
-        // 23: a stalled disk.
-        87..90 => {
-            let until = world.now_us + rng.range(200_000, 4_000_000);
-            world.processes[victim].stall = (rng.range(50_000, 2_000_000), until);
-        }
-        // 24: a clock that jumps.
-        90..94 => world.wall_offset_ms[victim] = rng.range(0, 7_200_000) as i64 - 3_600_000,
-        // Policies that change while queues serve and members die.
-        94..97 => change_policy(world, rng, other),
-        // 13: a client that is cut off.
-        _ => {
-            let client = rng.index(world.clients.len());
-            world.cut_client(client);
-        }
     }
-    rng.range(200_000, 2_500_000)
+}
+
+fn until(world: &World, for_us: u64) -> u64 {
+    if for_us == UNTIL_HEALED { UNTIL_HEALED } else { world.now_us + for_us }
+}
+
+/// Makes a fault.
+///
+/// # Errors
+/// What a member did that it may not.
+pub fn strike(world: &mut World, strike: &Strike) -> Result<(), String> {
+    match strike {
+        Strike::Kill { .. } | Strike::KillAll { .. } | Strike::Shutdown { .. } | Strike::Pause { .. } => {
+            return strike_process(world, strike);
+        }
+        Strike::Isolate { .. }
+        | Strike::CutOneWay { .. }
+        | Strike::CutPair { .. }
+        | Strike::Flap { .. }
+        | Strike::Slow { .. }
+        | Strike::Thin { .. } => strike_network(world, strike),
+        Strike::Clock { member, offset_ms } => {
+            world.note(format!("m{member}'s clock jumps to {offset_ms} ms beside the others'"));
+            world.wall_offset_ms[*member] = *offset_ms;
+        }
+        Strike::CutClient { client } => world.cut_client(*client),
+        Strike::CutTransfer { percent, hits, for_us } => {
+            world.cut_next_transfer(*percent, *hits, *for_us);
+        }
+        Strike::Policy { member, choice } => change_policy(world, &mut Rng::new(*choice), *member),
+        Strike::Heal => heal(world),
+        _ => strike_disk(world, strike),
+    }
+    Ok(())
+}
+
+fn strike_process(world: &mut World, strike: &Strike) -> Result<(), String> {
+    match strike {
+        Strike::Kill { who, power_loss, down_us } => die(world, who.find(world), *power_loss, *down_us),
+        Strike::KillAll { power_loss, down_us } => {
+            for (member, down_us) in down_us.iter().enumerate() {
+                die(world, member, *power_loss, *down_us);
+            }
+        }
+        Strike::Shutdown { who, down_us } => world.shut_down(who.find(world), *down_us)?,
+        Strike::Pause { who, for_us } => world.pause(who.find(world), *for_us),
+        _ => {}
+    }
+    Ok(())
+}
+
+fn strike_network(world: &mut World, strike: &Strike) {
+    let now = world.now_us;
+    match strike {
+        Strike::Isolate { who, for_us } => {
+            let (member, until) = (who.find(world), until(world, *for_us));
+            for other in (0..MEMBERS).filter(|other| *other != member) {
+                world.conditions.cut(member, other, now, until);
+                world.conditions.cut(other, member, now, until);
+            }
+            world.note(format!("m{member} is cut off"));
+        }
+        Strike::CutOneWay { who, step, inward, for_us } => {
+            let (member, until) = (who.find(world), until(world, *for_us));
+            let other = (member + step) % MEMBERS;
+            let (from, to) = if *inward { (other, member) } else { (member, other) };
+            world.conditions.cut(from, to, now, until);
+            world.note(format!("nothing gets from m{from} to m{to}"));
+        }
+        Strike::CutPair { who, step, for_us } => {
+            let (member, until) = (who.find(world), until(world, *for_us));
+            let other = (member + step) % MEMBERS;
+            world.conditions.cut(member, other, now, until);
+            world.conditions.cut(other, member, now, until);
+            world.note(format!("m{member} and m{other} are cut from each other"));
+        }
+        Strike::Flap { who, step, period_us, for_us } => {
+            let (member, until) = (who.find(world), until(world, *for_us));
+            let other = (member + step) % MEMBERS;
+            world.conditions.flap(member, other, *period_us, now, until);
+            world.note(format!("the link between m{member} and m{other} flaps"));
+        }
+        Strike::Slow { slowness, for_us } => {
+            let until_us = until(world, *for_us);
+            world.note(format!("the network is slow: {slowness:?}"));
+            world.conditions.slow_down(Slowness { until_us, ..*slowness });
+        }
+        Strike::Thin { who, bytes_per_s, for_us } => {
+            let (member, until) = (who.find(world), until(world, *for_us));
+            world.note(format!("m{member} is behind a line of {bytes_per_s} bytes a second"));
+            world.conditions.make_thin(member, *bytes_per_s, until);
+        }
+        _ => {}
+    }
+}
+
+fn strike_disk(world: &mut World, strike: &Strike) {
+    match strike {
+        Strike::FailSync { who } => world.fail_disk(who.find(world)),
+        Strike::FailReads { who, count } => world.fail_reads(who.find(world), *count),
+        Strike::Full { who, for_us } => world.fill_disk(who.find(world), *for_us),
+        Strike::Stall { who, each_us, for_us } => {
+            let (member, until) = (who.find(world), until(world, *for_us));
+            world.note(format!("each write of m{member} takes {} ms longer", each_us / 1000));
+            world.processes[member].stall = (*each_us, until);
+        }
+        Strike::Damage { who, damage, down_us } => {
+            let member = who.find(world);
+            if world.may_damage(member) {
+                die(world, member, true, *down_us);
+                world.damage_disk(member, *damage);
+            }
+        }
+        Strike::Wipe { who, down_us } => {
+            let member = who.find(world);
+            if world.may_damage(member) {
+                die(world, member, true, *down_us);
+                world.wipe_disk(member);
+            }
+        }
+        _ => {}
+    }
 }
 
 /// Ends every fault that has no end of its own.
@@ -102,22 +262,8 @@ fn change_policy(world: &mut World, rng: &mut Rng, member: usize) {
     world.schedule(world.now_us, Event::Admin { member, action: Box::new(action) });
 }
 
-fn die(world: &mut World, rng: &mut Rng, member: usize, power_loss: bool) {
+fn die(world: &mut World, member: usize, power_loss: bool, down_us: u64) {
     world.crash(member, power_loss);
-    let at = world.now_us + rng.range(20_000, 4_000_000);
+    let at = world.now_us + down_us;
     world.schedule(at, Event::Restart { member });
-}
-
-fn all_die(world: &mut World, rng: &mut Rng) {
-    let power_loss = rng.chance(50);
-    for member in 0..MEMBERS {
-        die(world, rng, member, power_loss);
-    }
-}
-
-fn isolate(world: &mut World, member: usize) {
-    for other in (0..MEMBERS).filter(|other| *other != member) {
-        world.conditions.cut(member, other);
-        world.conditions.cut(other, member);
-    }
 }

@@ -38,7 +38,7 @@ pub fn small_limits() -> HostConfig {
 pub type SimMember = Member<JournalReader<SimDisk>>;
 
 /// A replica as its member sees it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GroupView {
     /// The group.
     pub group: GroupId,
@@ -84,6 +84,8 @@ pub struct Process {
     pub disk: SimDisk,
     /// Limits of replication.
     pub limits: HostConfig,
+    /// Preallocated size of a journal's segment.
+    pub segment_bytes: u64,
     /// The process, when it runs.
     pub running: Option<Running>,
     /// Grows at each start: events of an earlier life are dropped.
@@ -106,6 +108,7 @@ impl Process {
             zone: format!("zone-{index}"),
             disk: SimDisk::default(),
             limits: HostConfig::default(),
+            segment_bytes: 256 << 10,
             running: None,
             life: 0,
             paused_until_us: 0,
@@ -127,9 +130,16 @@ impl Process {
         mutation: Option<Mutation>,
         tell: bool,
     ) -> Result<Vec<Op>, String> {
-        let config = JournalConfig { segment_bytes: 256 << 10, nonce: rng.draw(), ..JournalConfig::default() };
+        let config = JournalConfig {
+            segment_bytes: self.segment_bytes,
+            nonce: rng.draw(),
+            low_space_bytes: 4 * self.segment_bytes,
+            reserve_bytes: 2 * self.segment_bytes,
+            ..JournalConfig::default()
+        };
         let (journal, mut recovered) =
             Journal::open(self.disk.clone(), config).map_err(|error| format!("{}: {error}", self.name))?;
+        crate::mutants::at_disk(mutation, &self.disk);
         let found = if tell { entries_of(&recovered, &journal.reader()) } else { Vec::new() };
         crate::mutants::at_recovery(mutation, &mut recovered);
         let start = Start {
@@ -184,16 +194,16 @@ fn entries_of(recovered: &Recovered, reader: &JournalReader<SimDisk>) -> Vec<Op>
 
 impl Running {
     /// Its replicas, as they stand.
-    #[must_use]
-    pub fn views(&self) -> Vec<GroupView> {
-        let Some(host) = self.member.host() else { return Vec::new() };
-        let view = |group: GroupId| {
-            let key = host.key(group)?;
-            let leading = host.is_leading(group);
-            let incarnation = (key.incarnation.counter, key.incarnation.nonce);
-            Some(GroupView { group, incarnation, term: host.term(group), leading, applied: host.applied(group) })
-        };
-        host.groups().filter_map(view).collect()
+    pub fn views(&self) -> impl Iterator<Item = GroupView> + '_ {
+        let host = self.member.host();
+        host.into_iter().flat_map(|host| {
+            host.groups().filter_map(|group| {
+                let key = host.key(group)?;
+                let leading = host.is_leading(group);
+                let incarnation = (key.incarnation.counter, key.incarnation.nonce);
+                Some(GroupView { group, incarnation, term: host.term(group), leading, applied: host.applied(group) })
+            })
+        })
     }
 
     /// True once the metadata, as this member has them, show a run as ended.
@@ -207,12 +217,6 @@ impl Running {
     #[must_use]
     pub fn digest(&self, group: GroupId) -> Option<u64> {
         Some(self.member.host()?.machine(group)?.digest())
-    }
-
-    /// True when it leads any group.
-    #[must_use]
-    pub fn leads(&self) -> bool {
-        self.member.host().is_some_and(|host| host.leaderships() > 0)
     }
 
     /// Ends the write under way: everything in it is durable.

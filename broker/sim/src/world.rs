@@ -1,6 +1,8 @@
 //! The world of one run: three machines, a network, clients, and an agenda of events in virtual time.
 
+mod checks;
 mod clients;
+mod disks;
 mod links;
 
 use std::cmp::Reverse;
@@ -9,8 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use bytes::Bytes;
 use holdfast_engine::admin::{AdminAction, AdminRequest, ExpectedMember, UserCredentials};
 use holdfast_engine::{AdminRequestId, Input, Output};
-use holdfast_journal::Op;
-use holdfast_queue::ids::{BootId, GroupId};
+use holdfast_queue::ids::BootId;
 use holdfast_queue::time::Instant;
 
 use crate::client::Client;
@@ -18,6 +19,7 @@ use crate::invariants::Invariants;
 use crate::ledger::Ledger;
 use crate::mutants::Mutation;
 use crate::network::{Conditions, Link};
+use crate::plan::Plan;
 use crate::process::{Process, small_limits};
 use crate::rng::Rng;
 
@@ -53,6 +55,10 @@ pub enum Event {
     Admin { member: usize, action: Box<AdminAction> },
     /// A link whose other end lost its power has been silent for too long.
     LinkTimeout { link: u64 },
+    /// A machine loses its power.
+    PowerLoss { member: usize, down_us: u64 },
+    /// A full disk has space again.
+    DiskFreed { member: usize },
 }
 
 /// A client's connection: which member holds it.
@@ -100,9 +106,26 @@ pub struct World {
     /// Lines of what happened, the last of them first to go.
     pub trace: crate::trace::Trace,
     rng: Rng,
+    client_rng: Rng,
     network_rng: Rng,
     disk_rng: Rng,
-    failing_disks: BTreeSet<usize>,
+    /// Members whose disks fail: their processes may end, and may fail to start.
+    troubled: BTreeSet<usize>,
+    /// The member whose disk was damaged. No second one ever is: two of three sound disks are what replication needs.
+    pub damaged: Option<usize>,
+    /// Cuts off the next Raft snapshot that got so far.
+    transfer_cut: Option<disks::TransferCut>,
+    /// No policy moves replicas in this run.
+    replicas_stay: bool,
+    /// Processes that did something since the last check.
+    touched: [bool; MEMBERS],
+    /// Since when fewer than a majority of processes run.
+    majority_lost_us: Option<u64>,
+    /// Strikes after which a client, on a connection that the strike did not touch, has had no confirm yet of what it
+    /// published since: the time, the client, its connection.
+    unanswered_strikes: Vec<(u64, usize, u32)>,
+    /// How long those confirms took.
+    pub service_gaps_us: Vec<u64>,
     admin_answers: BTreeMap<u64, Result<(), String>>,
     /// Events handled.
     pub steps: u64,
@@ -113,7 +136,7 @@ impl World {
     ///
     /// # Errors
     /// When a process cannot start.
-    pub fn new(rng: &mut Rng, mutation: Option<Mutation>) -> Result<Self, String> {
+    pub fn new(rng: &mut Rng, plan: &Plan, mutation: Option<Mutation>) -> Result<Self, String> {
         let mut world = Self {
             now_us: 1_000_000,
             agenda: BinaryHeap::new(),
@@ -131,24 +154,31 @@ impl World {
             ledgers: BTreeMap::new(),
             invariants: Invariants::default(),
             wall_offset_ms: vec![0; MEMBERS],
-            // Of a stream of its own: it shifts nothing else.
-            min_in_sync: [0, 0, 0, 2, 3][rng.clone().split(4).index(5)],
+            min_in_sync: plan.min_in_sync,
             mutation,
             watched: None,
             watched_states: BTreeMap::new(),
             trace: crate::trace::Trace::default(),
             rng: rng.split(1),
+            client_rng: rng.split(4),
             network_rng: rng.split(2),
             disk_rng: rng.split(3),
-            failing_disks: BTreeSet::new(),
+            troubled: BTreeSet::new(),
+            damaged: None,
+            transfer_cut: None,
+            replicas_stay: plan.promises.replicas_stay,
+            touched: [false; MEMBERS],
+            majority_lost_us: None,
+            unanswered_strikes: Vec::new(),
+            service_gaps_us: Vec::new(),
             admin_answers: BTreeMap::new(),
             steps: 0,
         };
-        let has_small_limits = rng.chance(60);
         for member in 0..MEMBERS {
-            if has_small_limits {
+            if plan.has_small_limits {
                 world.processes[member].limits = small_limits();
             }
+            world.processes[member].segment_bytes = plan.segment_bytes;
             world.start(member)?;
         }
         Ok(world)
@@ -182,16 +212,47 @@ impl World {
         }
         let (now, wall) = (self.now_us, self.wall_ms(member));
         let tell = self.min_in_sync > 1;
-        let found = self.processes[member].start(now, wall, &mut self.rng, self.mutation, tell)?;
-        self.invariants.copies.written(member, &found);
+        match self.processes[member].start(now, wall, &mut self.rng, self.mutation, tell) {
+            Ok(found) => self.invariants.copies.written(member, &found),
+            Err(why) if self.troubled.contains(&member) || self.damaged == Some(member) => {
+                self.trace.note(now, format!("m{member} does not start: {why}"));
+                self.schedule(now + 1_000_000, Event::Restart { member });
+                return Ok(());
+            }
+            Err(why) => return Err(why),
+        }
         self.trace.note(now, format!("m{member} starts"));
+        self.touched[member] = true;
+        if self.running() * 2 > MEMBERS {
+            self.majority_lost_us = None;
+        }
+        if self.damaged != Some(member) && self.replicas_stay {
+            self.invariants.started(member, &self.processes[member])?;
+        }
         self.drain(member)
+    }
+
+    /// Processes that run.
+    #[must_use]
+    pub fn running(&self) -> usize {
+        self.processes.iter().filter(|process| process.running.is_some()).count()
+    }
+
+    /// Adds a line to the trace.
+    pub fn note(&mut self, line: String) {
+        self.trace.note(self.now_us, line);
     }
 
     /// Ends a process at once. With `power_loss`, what was not synced goes with it.
     pub fn crash(&mut self, member: usize, power_loss: bool) {
+        self.invariants.about_to_end(member, &self.processes);
         let Some(running) = self.processes[member].running.take() else { return };
-        self.failing_disks.remove(&member);
+        if !self.processes[member].disk.is_limited() {
+            self.troubled.remove(&member);
+        }
+        if self.running() * 2 <= MEMBERS {
+            self.majority_lost_us.get_or_insert(self.now_us);
+        }
         self.trace.note(self.now_us, format!("m{member} crashes{}", if power_loss { ", its power too" } else { "" }));
         self.half_done_write(member, running);
         let process = &mut self.processes[member];
@@ -218,23 +279,24 @@ impl World {
         self.end_clients_of(member);
     }
 
-    /// The write that a process dies in is done in part.
-    fn half_done_write(&mut self, member: usize, mut running: crate::process::Running) {
-        if running.writing.is_empty() {
-            return;
+    /// Lets every stopped process go on.
+    ///
+    /// # Errors
+    /// When carrying out what a member wants fails.
+    pub fn resume_all(&mut self) -> Result<(), String> {
+        for member in 0..MEMBERS {
+            if self.processes[member].is_paused(self.now_us) {
+                self.processes[member].paused_until_us = self.now_us;
+                // The tick that was due meanwhile waits for the end of the pause.
+                if let Some(running) = &mut self.processes[member].running {
+                    running.tick_at_us = 0;
+                }
+                let life = self.processes[member].life;
+                self.resume(member, life)?;
+                self.drain(member)?;
+            }
         }
-        let calls = self.disk_rng.range(0, 4);
-        self.processes[member].disk.die_after(calls);
-        let _ = running.finish_write();
-    }
-
-    /// The next sync of a member's disk fails; the process must end, and starts again.
-    pub fn fail_disk(&mut self, member: usize) {
-        if self.processes[member].running.is_some() {
-            self.trace.note(self.now_us, format!("m{member}'s disk fails a sync"));
-            self.processes[member].disk.fail_next_sync();
-            self.failing_disks.insert(member);
-        }
+        Ok(())
     }
 
     /// Stops a process (SIGSTOP) for a while.
@@ -245,6 +307,16 @@ impl World {
         let life = process.life;
         self.trace.note(self.now_us, format!("m{member} is stopped for {} ms", for_us / 1000));
         self.schedule(until, Event::Resume { member, life });
+    }
+
+    /// Asks a process to end in an orderly way (SIGTERM); it starts again `down_us` later.
+    ///
+    /// # Errors
+    /// When carrying out what the member wants fails.
+    pub fn shut_down(&mut self, member: usize, down_us: u64) -> Result<(), String> {
+        self.note(format!("m{member} is asked to end"));
+        self.schedule(self.now_us + 8_000_000 + down_us, Event::Restart { member });
+        self.give(member, Input::Shutdown)
     }
 
     /// Asks one member to found the cluster; the answer shows in [`World::founded`].
@@ -300,40 +372,6 @@ impl World {
         Ok(true)
     }
 
-    fn watch(&mut self) {
-        let Some(group) = self.watched.map(GroupId) else { return };
-        for (member, process) in self.processes.iter().enumerate() {
-            let host = process.running.as_ref().and_then(|running| running.member.host());
-            let state = match host.and_then(|host| host.status(group)) {
-                None => "none".to_owned(),
-                Some(status) => format!(
-                    "{:?} term {} commit {} applied {} last {} checkpoint {} {}",
-                    status.role,
-                    status.term,
-                    status.commit,
-                    status.applied,
-                    status.last,
-                    status.checkpoint,
-                    status.quarantined.unwrap_or_default()
-                ),
-            };
-            if self.watched_states.get(&member) != Some(&state) {
-                self.trace.note(self.now_us, format!("m{member} group {group}: {state}"));
-                self.watched_states.insert(member, state);
-            }
-        }
-    }
-
-    fn check(&mut self) -> Result<(), String> {
-        self.watch();
-        for (queue, ledger) in &self.ledgers {
-            if let Some(violation) = ledger.violations().first() {
-                return Err(format!("queue {queue}: {violation}"));
-            }
-        }
-        self.invariants.check(self.now_us, &self.processes)
-    }
-
     fn carry_out(&mut self, event: Event) -> Result<(), String> {
         match event {
             Event::Tick { member, life } => self.tick(member, life),
@@ -355,6 +393,15 @@ impl World {
                 self.break_link(link, "no acknowledgement for too long");
                 Ok(())
             }
+            Event::PowerLoss { member, down_us } => {
+                self.crash(member, true);
+                self.schedule(self.now_us + down_us, Event::Restart { member });
+                Ok(())
+            }
+            Event::DiskFreed { member } => {
+                self.free_disk(member);
+                Ok(())
+            }
         }
     }
 
@@ -367,6 +414,7 @@ impl World {
             return Ok(());
         }
         let Some(running) = &mut process.running else { return Ok(()) };
+        self.touched[member] = true;
         running.member.handle(Instant(now), wall, input);
         running.member.flush(Instant(now));
         self.drain(member)
@@ -385,6 +433,7 @@ impl World {
         }
         let Some(running) = &mut process.running else { return Ok(()) };
         running.tick_at_us = 0;
+        self.touched[member] = true;
         running.member.tick(Instant(now), wall);
         running.member.flush(Instant(now));
         self.drain(member)
@@ -475,7 +524,8 @@ impl World {
             }
             Output::Event(event) => self.trace.note(self.now_us, format!("m{member}: {}", event.text)),
             Output::Exit { clean: true, .. } => self.crash(member, false),
-            Output::Exit { .. } if self.failing_disks.remove(&member) => {
+            Output::Exit { reason, .. } if self.troubled.contains(&member) || self.damaged == Some(member) => {
+                self.note(format!("m{member} ends: {reason}"));
                 self.crash(member, false);
                 self.schedule(self.now_us + 500_000, Event::Restart { member });
             }
@@ -489,71 +539,9 @@ impl World {
     pub fn busiest_leader(&self) -> Option<usize> {
         let leading = |process: &Process| {
             let running = process.running.as_ref()?;
-            Some(running.views().iter().filter(|view| view.leading).count())
+            Some(running.views().filter(|view| view.leading).count())
         };
         let counts = self.processes.iter().enumerate().filter_map(|(index, process)| Some((leading(process)?, index)));
         counts.max().filter(|(count, _)| *count > 0).map(|(_, index)| index)
-    }
-
-    fn start_write(&mut self, member: usize) {
-        let now = self.now_us;
-        let process = &mut self.processes[member];
-        let life = process.life;
-        let extra = if now < process.stall.1 { process.stall.0 } else { 0 };
-        let Some(running) = &mut process.running else { return };
-        if running.queued.is_empty() || !running.writing.is_empty() {
-            return;
-        }
-        running.writing = running.queued.drain(..).collect();
-        let takes = self.disk_rng.range(150, 3_000) + extra;
-        self.schedule(now + takes, Event::DiskDone { member, life });
-    }
-
-    fn disk_done(&mut self, member: usize, life: u64) -> Result<(), String> {
-        if self.processes[member].life != life {
-            return Ok(());
-        }
-        self.finish_write(member, self.skips_sync(member))?;
-        self.start_write(member);
-        Ok(())
-    }
-
-    fn finish_write(&mut self, member: usize, skip_sync: bool) -> Result<(), String> {
-        let process = &mut self.processes[member];
-        let Some(running) = &mut process.running else { return Ok(()) };
-        let told = running.writing.iter().filter(|_| self.min_in_sync > 1);
-        let ops: Vec<Op> = told.flat_map(|batch| batch.ops.iter().cloned()).collect();
-        process.disk.skip_syncs(skip_sync);
-        let outcome = running.finish_write().and_then(|written| Ok((written, running.keep_up()?)));
-        process.disk.skip_syncs(false);
-        let (written, upkeep) = match outcome {
-            Ok(written) => written,
-            Err(error) if self.failing_disks.contains(&member) => {
-                return self.give(member, Input::WriteFailed { error });
-            }
-            Err(error) => return Err(format!("m{member}: {error}")),
-        };
-        self.invariants.copies.written(member, &ops);
-        for one in written {
-            self.give(member, Input::Written(one))?;
-        }
-        if let Some(upkeep) = upkeep {
-            self.give(member, Input::Upkeep(upkeep))?;
-        }
-        Ok(())
-    }
-
-    /// Planted bugs that call a write durable which is not.
-    fn skips_sync(&self, member: usize) -> bool {
-        let Some(running) = &self.processes[member].running else { return false };
-        let leads = |group: u64| running.views().iter().any(|view| view.leading && view.group.0 == group);
-        let is_led = |op: &Op| matches!(op, Op::Entry { key, .. } if leads(key.group));
-        let writes_what_it_leads = || running.writing.iter().flat_map(|batch| &batch.ops).any(is_led);
-        match self.mutation {
-            Some(Mutation::SyncSkipped) => true,
-            Some(Mutation::LeaderCountsItselfEarly) => writes_what_it_leads(),
-            Some(Mutation::FollowerRepliesEarly) => !writes_what_it_leads(),
-            _ => false,
-        }
     }
 }

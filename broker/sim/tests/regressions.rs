@@ -1,6 +1,7 @@
 //! Bugs that the simulator found, each by its name, in the smallest world that shows it.
 
 use holdfast_sim::client::Role;
+use holdfast_sim::plan::Profile;
 use holdfast_sim::rng::Rng;
 use holdfast_sim::run::found;
 use holdfast_sim::world::{Event, MEMBERS, World};
@@ -11,10 +12,10 @@ use holdfast_sim::world::{Event, MEMBERS, World};
 fn a_deleted_queue_is_not_born_again_when_its_members_restart() {
     let seed = 1;
     let mut rng = Rng::new(seed);
-    let mut world = World::new(&mut rng, None).expect("blank disks");
+    let mut world = World::new(&mut rng, &Profile::Mixed.plan(seed), None).expect("blank disks");
     found(&mut world).expect("a cluster");
     for _ in 0..3 {
-        world.add_client("churn", Role::Churner);
+        world.add_client("churn", Role::Churner { same_name: false });
     }
     for _ in 0..15 {
         let until = world.now_us + rng.range(300_000, 900_000);

@@ -20,17 +20,23 @@ impl World {
 
     /// Adds a client.
     pub fn add_client(&mut self, queue: &str, role: Role) -> usize {
+        self.add_client_as(self.clients.len() as u32 + 1, queue, role)
+    }
+
+    /// Adds a client under a number of its own, which decides all that it does.
+    pub fn add_client_as(&mut self, id: u32, queue: &str, role: Role) -> usize {
         let client = self.clients.len();
-        let rng = self.rng.split(100 + client as u64);
-        self.clients.push(Client::new(client as u32 + 1, queue, role, rng));
+        let rng = self.client_rng.clone().split(100 + u64::from(id));
+        self.clients.push(Client::new(id, queue, role, rng));
         self.attached.push(None);
         self.ledgers.entry(queue.to_owned()).or_default();
         self.schedule(self.now_us, Event::ClientTick { client });
         client
     }
 
-    /// Breaks every connection of a client.
-    pub fn cut_client(&mut self, client: usize) {
+    /// Breaks every connection of a client; one that was cut out of the plan has none.
+    pub fn cut_client(&mut self, id: usize) {
+        let Some(client) = self.clients.iter().position(|client| client.id as usize == id + 1) else { return };
         if let Some(attached) = self.attached[client] {
             self.schedule(self.now_us, Event::ClientEnd { client, connection: attached.connection });
         }
@@ -86,7 +92,7 @@ impl World {
         }
         self.client_written(attached, connection, total)?;
         self.client_sends(client);
-        Ok(())
+        self.check_client(client)
     }
 
     pub(super) fn client_written(&mut self, attached: Attached, connection: u64, bytes: u64) -> Result<(), String> {

@@ -29,8 +29,8 @@ impl World {
         let target = self.processes.iter().position(|process| process.address == address);
         let reachable = target.filter(|target| {
             self.processes[*target].running.is_some()
-                && self.conditions.passes(member, *target)
-                && self.conditions.passes(*target, member)
+                && self.conditions.passes(member, *target, now)
+                && self.conditions.passes(*target, member, now)
         });
         let Some(target) = reachable else {
             self.schedule(now + wait, Event::Dial { member, life, address: address.to_owned() });
@@ -62,10 +62,11 @@ impl World {
         if bytes.len() > LARGEST_BODY_BYTES + FRAME_ROOM_BYTES {
             return Err(format!("m{member} sends a frame of {} bytes, more than a link carries", bytes.len()));
         }
-        let delay = self.conditions.delay_us(&mut self.network_rng);
         let now = self.now_us;
+        let delay = self.conditions.delay_us(now, &mut self.network_rng);
         let Some(state) = self.links.get_mut(&link.0) else { return Ok(()) };
-        let at = state.arrival(member, now, delay);
+        let wire = self.conditions.wire_us(state.ends, bytes.len(), now);
+        let at = state.arrival(member, now, wire, delay);
         self.schedule(at, Event::Frame { link: link.0, from: member, bytes });
         Ok(())
     }
@@ -77,14 +78,14 @@ impl World {
         if link.is_silent {
             return Ok(());
         }
-        if !self.conditions.passes(from, to) {
+        if !self.conditions.passes(from, to, now) {
             let since = *link.stalled_since_us.get_or_insert(now);
             if now > since + LINK_BREAKS_AFTER_US {
                 self.break_link(id, "no acknowledgement for too long");
                 return Ok(());
             }
             // TCP tries again later; order within the link is kept, since all of them wait in order.
-            let at = link.arrival(from, now, 50_000);
+            let at = link.arrival(from, now, 0, 50_000);
             self.schedule(at, Event::Frame { link: id, from, bytes });
             return Ok(());
         }
