@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use holdfast_journal::EntryReader;
 use holdfast_queue::ids::{BootId, GroupId, MemberId, QueueId};
 use holdfast_queue::queue::QueueEffect;
-use holdfast_queue::time::Duration;
+use holdfast_queue::time::{Duration, Instant};
 
 use crate::member::Member;
 use crate::peer_message::PeerMessage;
@@ -23,6 +23,10 @@ use crate::requests::Tracked;
 /// (`request.timeout.ms`) and RabbitMQ's PerfTest (`--confirm-timeout`) give a confirm up, and long enough for a member to
 /// restart.
 pub(crate) const COPIES_WITHIN: Duration = Duration::from_secs(10);
+/// A leader with too few voters in sync repeats it this often…
+const TELL_EVERY: Duration = Duration::from_secs(1);
+/// …and homes believe it for so long: that there are enough again may be said while a home cannot hear it.
+const BELIEVE_FOR: Duration = Duration::from_secs(3);
 /// Confirms that a leader keeps for one home until more disks have them; beyond it the last two become one.
 const KEPT_PER_HOME: usize = 256;
 
@@ -67,8 +71,9 @@ pub(crate) struct Copies {
     watched: BTreeMap<GroupId, Option<u32>>,
     /// Something changed that may change the number of voters in sync of groups that are asleep.
     pub(crate) recheck: bool,
-    /// As a home: voters in sync as a leader last told, and its term.
-    told: BTreeMap<GroupId, (u64, u32)>,
+    next_telling: Instant,
+    /// As a home: voters in sync as a leader last told, its term, and when that was.
+    told: BTreeMap<GroupId, (u64, u32, Instant)>,
 }
 
 impl Copies {
@@ -154,9 +159,16 @@ impl<R: EntryReader> Member<R> {
     pub(crate) fn tick_copies(&mut self) {
         let Some(host) = self.host.as_ref().filter(|_| !self.copies.watched.is_empty()) else { return };
         let awake: BTreeSet<GroupId> = host.awake_groups().collect();
+        let repeats = self.now >= self.copies.next_telling;
+        if repeats {
+            self.copies.next_telling = self.now + TELL_EVERY;
+        }
         let all = std::mem::take(&mut self.copies.recheck);
         let mut news = Vec::new();
         for (group, told) in &mut self.copies.watched {
+            if repeats && told.is_some() {
+                news.push(*group);
+            }
             if !all && !awake.contains(group) {
                 continue;
             }
@@ -169,6 +181,7 @@ impl<R: EntryReader> Member<R> {
                 news.push(*group);
             }
         }
+        news.dedup();
         for group in news {
             self.tell_in_sync(group);
         }
@@ -199,19 +212,21 @@ impl<R: EntryReader> Member<R> {
 
     /// A group's leader says how many of its voters are in sync.
     pub(crate) fn in_sync_told(&mut self, group: GroupId, term: u64, replicas: u32) {
-        let told = self.copies.told.entry(group).or_insert((term, replicas));
+        let said = (term, replicas, self.now);
+        let told = self.copies.told.entry(group).or_insert(said);
         if term >= told.0 {
-            *told = (term, replicas);
+            *told = said;
         }
     }
 
     /// As a home: the voters in sync, if they are known to be fewer than the queue wants. What a leader said counts until
-    /// a later one is announced.
+    /// a later one is announced, or until it has said nothing for a while.
     fn lacking(&self, group: GroupId, wanted: u8) -> Option<u32> {
         let voters = self.metadata()?.group(group)?.voters.len() as u32;
         let announced = self.leaderships.announced.get(&group).map_or(0, |(_, term)| *term);
-        let told = self.copies.told.get(&group).filter(|(term, _)| *term >= announced);
-        let in_sync = told.map_or(voters, |(_, replicas)| voters.min(*replicas));
+        let told = self.copies.told.get(&group);
+        let told = told.filter(|(term, _, at)| *term >= announced && self.now.since(*at) < BELIEVE_FOR);
+        let in_sync = told.map_or(voters, |(_, replicas, _)| voters.min(*replicas));
         (in_sync < u32::from(wanted)).then_some(in_sync)
     }
 

@@ -91,6 +91,26 @@ fn with_fewer_replicas_in_touch_a_publish_is_refused_before_it_is_appended() {
 }
 
 #[test]
+fn a_home_that_could_not_hear_that_there_are_enough_replicas_again_takes_publishes_all_the_same() {
+    let mut cluster = ready(3, 3);
+    drop(publisher(&mut cluster));
+    let mut elsewhere = cluster.client(1);
+    elsewhere.confirm_select(&mut cluster);
+    cut_off(&mut cluster, 2, 3);
+    cluster.run(Duration::from_secs(2));
+    elsewhere.publish(&mut cluster, "q", "refused");
+    assert_eq!(elsewhere.method_within(&mut cluster, Duration::from_millis(50)), nack(1));
+    // The leader and this home lose each other at the moment at which the third member is back.
+    cluster.mend();
+    cluster.cut(0, 1);
+    cluster.run(Duration::from_secs(4));
+    cluster.mend();
+    cluster.run(Duration::from_secs(1));
+    elsewhere.publish(&mut cluster, "q", "on three disks");
+    assert_eq!(elsewhere.method_within(&mut cluster, Duration::from_millis(500)), ack(2));
+}
+
+#[test]
 fn the_default_can_be_changed_while_a_queue_serves_and_a_lower_one_lets_publishes_through_again() {
     let mut cluster = ready(3, 0);
     let mut client = publisher(&mut cluster);
