@@ -118,6 +118,11 @@ endif
 bench: build ## PerfTest against three broker processes; prints rates and latencies
 	.config/bench $(BIN)/holdfast-broker
 
+.PHONY: bench-restart
+bench-restart: ## seconds until a killed member with ten million queued messages serves again
+	$(RELEASE) -p holdfast-engine --example restart
+	.config/bench-restart $(BIN)/examples/restart
+
 .PHONY: bench-memory
 bench-memory: ## memory for each queued message, at ten million ready and unacknowledged
 	$(RELEASE) -p holdfast-engine --example queue_memory

@@ -11,6 +11,7 @@ use crate::record::{
     HardStatePayload, Kind, ListedGroup, Mark, Record, Summary, bare_record, corrupt_record, corruption_of, indexes_of,
     indexes_record,
 };
+use crate::runs::Runs;
 use crate::types::{Corruption, GroupKey, HardState, Incarnation};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -82,6 +83,10 @@ impl Placed {
 
     fn put(&mut self, index: u64, segment: u32, size: RecordSize) {
         self.live.insert(index, size);
+        // Nearly always the index lies where the last ones do.
+        if self.runs.last_key_value().is_some_and(|(start, last)| *start <= index && *last == segment) {
+            return;
+        }
         let before = self.segment_of(index);
         if before == Some(segment) {
             return;
@@ -140,7 +145,9 @@ impl GroupAccount {
         for (index, size) in dropped.iter() {
             release(segments, self.log.segment_of(index), Role::Entry, size);
         }
-        self.log.runs.split_off(&from);
+        if self.log.runs.last_key_value().is_some_and(|(start, _)| *start >= from) {
+            self.log.runs.split_off(&from);
+        }
         self.last = from.saturating_sub(1);
     }
 
@@ -174,14 +181,16 @@ impl GroupAccount {
         }
     }
 
-    fn compact(&mut self, up_to: u64, live: &IndexSet, segments: &mut SegmentAccounts) {
+    fn compact(&mut self, up_to: u64, live: &Runs, segments: &mut SegmentAccounts) {
         self.keep_bodies(live, up_to, segments);
         let above = self.log.live.split_off(up_to.saturating_add(1));
         let below = std::mem::replace(&mut self.log.live, above);
         for (index, size) in below.iter() {
             let segment = self.log.segment_of(index);
             release(segments, segment, Role::Entry, size);
-            if let Some(segment) = segment.filter(|_| live.contains(index) && !self.bodies.live.contains(index)) {
+            let has_body =
+                self.bodies.live.last().is_some_and(|last| last >= index) && self.bodies.live.contains(index);
+            if let Some(segment) = segment.filter(|_| live.contains(index) && !has_body) {
                 self.bodies.put(index, segment, size);
                 self.installed.remove(index);
                 occupy(segments, segment, Role::Body, size);
@@ -194,9 +203,8 @@ impl GroupAccount {
     }
 
     /// Of the bodies at or below `up_to` only `live` is kept.
-    fn keep_bodies(&mut self, live: &IndexSet, up_to: u64, segments: &mut SegmentAccounts) {
-        let indexes = self.bodies.live.iter().map(|(index, _)| index).take_while(|index| *index <= up_to);
-        let dead: Vec<u64> = indexes.filter(|index| !live.contains(*index)).collect();
+    fn keep_bodies(&mut self, live: &Runs, up_to: u64, segments: &mut SegmentAccounts) {
+        let dead = self.bodies.live.unlisted(up_to, live);
         for index in dead {
             self.drop_body(index, segments);
         }
@@ -204,10 +212,11 @@ impl GroupAccount {
 
     fn reset(&mut self, index: u64, segments: &mut SegmentAccounts) {
         self.truncate(index.saturating_add(1), segments);
-        let mut kept = self.bodies.live.indexes();
-        for (entry, _) in self.log.live.iter() {
-            kept.insert(entry);
-        }
+        let here = self.bodies.live.iter().chain(self.log.live.iter());
+        let mut kept: Vec<u64> = here.map(|(index, _)| index).collect();
+        kept.sort_unstable();
+        kept.dedup();
+        let kept = kept.into_iter().collect();
         self.compact(index, &kept, segments);
         self.compacted = index;
         self.last = index;

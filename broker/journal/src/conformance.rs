@@ -3,7 +3,7 @@
 
 use crate::filesystem::{FileSystem, StoredFile};
 use crate::reader::{EntryReader, ReadError};
-use crate::types::{Batch, BatchId, GroupKey, Incarnation, JournalConfig, Location, Op};
+use crate::types::{Batch, BatchId, GroupKey, Incarnation, JournalConfig, JournalError, Location, Op, Space};
 use crate::writer::Journal;
 use bytes::Bytes;
 use std::io;
@@ -26,7 +26,60 @@ pub fn check_all<F: FileSystem>(blank: impl Fn() -> F) {
 /// Checks what a loss of power may take. `lose_power` drops everything unsynced that the file system is allowed to drop.
 pub fn check_power_loss<F: FileSystem>(blank: impl Fn() -> F, lose_power: impl Fn(&F)) {
     synced_bytes_and_names_outlive_a_power_loss(&blank(), &lose_power);
+    a_rename_is_whole_or_did_not_happen(&blank(), &lose_power);
     a_journal_keeps_what_it_reported_as_written(&blank(), &lose_power);
+}
+
+/// Checks what happens when there is no more room. The file system holds a few MiB and nothing yet.
+pub fn check_full_disk<F: FileSystem>(fs: &F) {
+    let segment_bytes = 64 << 10;
+    let config = JournalConfig {
+        segment_bytes,
+        low_space_bytes: 4 * segment_bytes,
+        reserve_bytes: 2 * segment_bytes,
+        ..small_config(1)
+    };
+    fs.create("ballast", 4 * segment_bytes).expect("room for something else");
+    let (mut journal, _) = Journal::open(fs.clone(), config).expect("open");
+    let mut index = 0;
+    let mut write = |journal: &mut Journal<F>| {
+        index += 1;
+        let payload = Bytes::from(vec![index as u8; 20_000]);
+        let op = Op::Entry { key: test_key(1), index, term: 1, payload };
+        journal.write(&Batch { id: BatchId(index), ops: vec![op] }).map(|_| index)
+    };
+    let mut spaces: Vec<Space> = Vec::new();
+    let mut last = 0;
+    let failed = loop {
+        run_chore(&mut journal);
+        spaces.extend(journal.upkeep().expect("upkeep").and_then(|upkeep| upkeep.space));
+        match write(&mut journal) {
+            Ok(index) => last = index,
+            Err(error) => break error,
+        }
+        assert!(last < 1 << 16, "the file system is too large for this check");
+    };
+    assert!(matches!(failed, JournalError::NoSpace { .. }), "{failed}");
+    let low = spaces.iter().position(|space| space.low).expect("low space is reported before there is none");
+    assert!(!spaces[0].low && spaces[low].free_bytes > 0 && spaces[low].reserve_bytes == config.reserve_bytes);
+    assert!(spaces.iter().any(|space| space.reserve_bytes == 0), "the reserve is spent before a write fails");
+    drop(journal);
+    // Nothing that was reported is lost, and what gives room back is possible: a start needs a segment of its own.
+    fs.remove("ballast").expect("the ballast is there");
+    fs.sync_dir().expect("sync the directory");
+    let (mut journal, recovered) = Journal::open(fs.clone(), JournalConfig { nonce: 2, ..config }).expect("open again");
+    assert_eq!(recovered.groups[0].entries.last().map(|entry| entry.index), Some(last));
+    assert_eq!(recovered.groups[0].corruption, None);
+    let destroy = Op::Destroy { key: test_key(1) };
+    journal.write(&Batch { id: BatchId(0), ops: vec![destroy] }).expect("a group is deleted");
+    let hard_state = |term| Op::HardState { key: test_key(2), term, vote: 1, commit: 0 };
+    for term in 1..200 {
+        journal.write(&Batch { id: BatchId(0), ops: vec![hard_state(term)] }).expect("elections go on");
+        run_chore(&mut journal);
+        spaces.extend(journal.upkeep().expect("upkeep").and_then(|upkeep| upkeep.space));
+    }
+    let end = spaces.last().expect("a report");
+    assert!(!end.low && end.reserve_bytes == config.reserve_bytes, "there is room again, and a reserve: {end:?}");
 }
 
 fn a_new_file_is_zero_and_its_name_is_taken<F: FileSystem>(fs: &F) {
@@ -265,6 +318,20 @@ fn synced_bytes_and_names_outlive_a_power_loss<F: FileSystem>(fs: &F, lose_power
     assert_eq!(&buffer, b"synced");
 }
 
+fn a_rename_is_whole_or_did_not_happen<F: FileSystem>(fs: &F, lose_power: &impl Fn(&F)) {
+    for (name, content) in [("a", b"old"), ("a.tmp", b"new")] {
+        let file = fs.create(name, 0).expect("create");
+        file.write_at(0, content).expect("write");
+        file.sync_data().expect("sync");
+    }
+    fs.sync_dir().expect("sync the directory");
+    fs.rename("a.tmp", "a").expect("rename");
+    lose_power(fs);
+    let mut buffer = [0; 3];
+    fs.open("a").expect("one of them is there").read_at(0, &mut buffer).expect("read");
+    assert!(&buffer == b"old" || &buffer == b"new", "{buffer:?}");
+}
+
 fn a_journal_keeps_what_it_reported_as_written<F: FileSystem>(fs: &F, lose_power: &impl Fn(&F)) {
     let mut reported = 0;
     for start in 0..20 {
@@ -275,6 +342,7 @@ fn a_journal_keeps_what_it_reported_as_written<F: FileSystem>(fs: &F, lose_power
         for _ in 0..7 {
             reported += 1;
             journal.write(&Batch { id: BatchId(reported), ops: vec![entry(1, reported)] }).expect("write");
+            run_chore(&mut journal);
         }
         drop(journal);
         lose_power(fs);

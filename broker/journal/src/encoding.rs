@@ -1,6 +1,6 @@
 //! Numbers and index sets as bytes. Fixed-width numbers are little-endian; variable ones are LEB128.
 
-use crate::index_set::IndexSet;
+use crate::runs::Runs;
 
 pub(crate) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
@@ -73,13 +73,13 @@ impl<'a> Cursor<'a> {
     }
 
     /// The rest, as [`put_indexes`] wrote it.
-    pub(crate) fn indexes(&mut self) -> Option<IndexSet> {
-        let mut set = IndexSet::default();
+    pub(crate) fn indexes(&mut self) -> Option<Runs> {
+        let mut set = Runs::default();
         let mut next = 0u64;
         while !self.0.is_empty() {
             let start = next.checked_add(self.varint()?)?;
             let end = start.checked_add(self.varint()?)?;
-            set.insert_range(start, end);
+            set.push(start, end);
             next = end;
         }
         Some(set)

@@ -21,10 +21,15 @@
 //!   damage anywhere before it is corruption of the groups in that batch (`recovery`).
 //! - After a restart nothing is reported before the last batch, which may have been in the page cache only, is written
 //!   again into a new file with a new epoch, and both file and directory are synced (`recovery`).
+//! - A full segment is never written to again, apart from the footer that closes it. The footer names its records, so a
+//!   start need not read them, and has a checksum of all of it, which scrubbing compares (`footer`, `scrub`).
+//! - What is moved out of a segment can be read at its old place until the caller has said that it knows the new one
+//!   (`relocation`).
 //! - After any failed write or sync the journal is poisoned; nothing is retried (`writer`).
 //! - A segment is removed only when no record in it can matter to a later replay (`accounting`).
 
 mod accounting;
+mod blocks;
 mod checkpoint;
 mod chore;
 pub mod conformance;
@@ -33,6 +38,7 @@ mod filesystem;
 mod footer;
 mod identity;
 mod index_set;
+mod inspection;
 mod keeper;
 mod live_set;
 mod reader;
@@ -40,6 +46,7 @@ mod record;
 mod recovery;
 mod relocation;
 mod replay;
+mod runs;
 mod scan;
 mod scrub;
 mod segment;
@@ -49,6 +56,7 @@ mod writer;
 
 pub use chore::{Chore, Done};
 pub use filesystem::{DiskSpace, FileSystem, RealFileSystem, StoredFile};
+pub use inspection::{Inspection, Scrutiny, SegmentReport, inspect};
 pub use reader::{EntryReader, JournalReader, ReadError};
 pub use types::{
     Batch, BatchId, Checkpoint, Corruption, Damage, Finding, GroupKey, HardState, Incarnation, JournalConfig,

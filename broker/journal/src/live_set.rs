@@ -1,7 +1,7 @@
 //! Which payloads of a group are live, and about how large each is.
 
-use crate::index_set::IndexSet;
 use crate::record::RECORD_HEADER_BYTES;
+use crate::runs::Runs;
 use std::collections::BTreeMap;
 
 /// The size of a record as one byte: the exponent and three more bits. What it stands for is off by at most a sixteenth.
@@ -93,8 +93,16 @@ impl LiveSet {
         blocks.find_map(|(number, block)| block.iter(*number).map(|(found, _)| found).find(|found| *found >= index))
     }
 
+    pub(crate) fn last(&self) -> Option<u64> {
+        let (number, block) = self.blocks.last_key_value()?;
+        Some(number * 64 + u64::from(block.bits.checked_ilog2()?))
+    }
+
     /// Removes and returns everything at or above `index`.
     pub(crate) fn split_off(&mut self, index: u64) -> Self {
+        if self.last().is_none_or(|last| last < index) {
+            return Self::default();
+        }
         let mut tail = Self { blocks: self.blocks.split_off(&(index / 64)) };
         let below = (1u64 << (index % 64)) - 1;
         if let Some(mut first) = tail.blocks.first_entry()
@@ -113,8 +121,16 @@ impl LiveSet {
     }
 
     /// Without the sizes.
-    pub(crate) fn indexes(&self) -> IndexSet {
+    pub(crate) fn indexes(&self) -> Runs {
         self.iter().map(|(index, _)| index).collect()
+    }
+
+    /// Those at or below `up_to` that are not listed, ascending.
+    pub(crate) fn unlisted(&self, up_to: u64, listed: &Runs) -> Vec<u64> {
+        let blocks = self.blocks.range(..=up_to / 64);
+        let partly = blocks.filter(|(number, _)| !listed.covers(**number * 64, (**number + 1) * 64));
+        let indexes = partly.flat_map(|(number, block)| block.iter(*number).map(|(index, _)| index));
+        indexes.filter(|index| *index <= up_to && !listed.contains(*index)).collect()
     }
 }
 
@@ -155,6 +171,12 @@ mod tests {
         }
         assert!(ours.iter().eq(plain.iter().map(|(index, size)| (*index, *size))));
         assert!(ours.indexes().iter().eq(plain.keys().copied()));
+        let listed: Runs = (0..1_000).filter(|index| index % 300 < 200).collect();
+        for up_to in [0, 63, 64, 250, 999, 5_000] {
+            let unlisted = plain.keys().copied().filter(|index| *index <= up_to && !listed.contains(*index));
+            assert!(ours.unlisted(up_to, &listed).into_iter().eq(unlisted));
+        }
+        assert_eq!(ours.last(), plain.keys().last().copied());
         for index in 0..1_100 {
             assert_eq!(ours.first_from(index), plain.range(index..).next().map(|(found, _)| *found));
         }

@@ -10,7 +10,7 @@
 //! of a batch stand in its list as well as in records: a lost vote cannot be fetched from a peer, so it is kept twice.
 
 use crate::encoding::{Cursor, put_indexes, put_varint};
-use crate::index_set::IndexSet;
+use crate::runs::Runs;
 use crate::types::{Corruption, GroupKey, HardState, Incarnation};
 use bytes::Bytes;
 
@@ -319,7 +319,7 @@ pub(crate) fn indexes_record(kind: Kind, key: GroupKey, index: u64, indexes: imp
 }
 
 /// The list in such a record.
-pub(crate) fn indexes_of(record: &Record) -> Option<IndexSet> {
+pub(crate) fn indexes_of(record: &Record) -> Option<Runs> {
     Cursor(&record.payload).indexes()
 }
 
@@ -335,7 +335,7 @@ pub(crate) struct Summary {
     pub mark: Option<Mark>,
     pub compacted: u64,
     pub last: u64,
-    pub live_bodies: IndexSet,
+    pub live_bodies: Runs,
 }
 
 impl Summary {

@@ -13,6 +13,7 @@ use crate::filesystem::{FileSystem, StoredFile};
 use crate::footer::{Footer, FooterBuilder};
 use crate::identity;
 use crate::index_set::IndexSet;
+use crate::inspection::{Inspection, Scrutiny, SegmentReport};
 use crate::reader::{JournalReader, ReadableSegment, Segments};
 use crate::record::{Kind, Record, corrupt_record, indexes_of};
 use crate::replay::Replay;
@@ -28,20 +29,7 @@ pub(crate) fn open<F: FileSystem>(fs: F, config: JournalConfig) -> Result<(Journ
     let names = fs.list().map_err(|error| JournalError::io("list", "the data directory", error))?;
     let mut findings = Vec::new();
     let identity = identity::load(&fs, &names, &mut findings)?;
-    let recovery = Recovery {
-        fs: fs.clone(),
-        config,
-        findings,
-        replay: Replay::default(),
-        accounting: Accounting::default(),
-        segments: Segments::new(),
-        kept: BTreeMap::new(),
-        footers: BTreeMap::new(),
-        unsealed: Vec::new(),
-        leftovers: names.iter().filter(|name| name.ends_with(".tmp")).cloned().collect(),
-        tail: Vec::new(),
-        cut: None,
-    };
+    let recovery = Recovery::new(&fs, config, &names, findings);
     let numbers: BTreeSet<u32> = names.iter().filter_map(|name| segment_number(name)).collect();
     let checkpoints: Vec<String> = names.into_iter().filter(|name| is_checkpoint_name(name)).collect();
     let identity_changes = identity.as_ref().map_or(0, |identity| identity.changes);
@@ -50,7 +38,7 @@ pub(crate) fn open<F: FileSystem>(fs: F, config: JournalConfig) -> Result<(Journ
     Ok((journal, recovered))
 }
 
-struct Recovery<F: FileSystem> {
+pub(crate) struct Recovery<F: FileSystem> {
     fs: F,
     config: JournalConfig,
     findings: Vec<Finding>,
@@ -69,6 +57,10 @@ struct Recovery<F: FileSystem> {
     tail: Vec<(Record, Location)>,
     /// The file to be cut once the new segment is durable, and where.
     cut: Option<(String, u64)>,
+    /// Something that was durable once cannot be read.
+    is_damaged: bool,
+    /// Set while nothing may be changed or synced.
+    looks_only: Option<Scrutiny>,
 }
 
 /// The newest segment, read but not yet replayed.
@@ -90,6 +82,67 @@ struct Newest {
 }
 
 impl<F: FileSystem> Recovery<F> {
+    fn new(fs: &F, config: JournalConfig, names: &[String], findings: Vec<Finding>) -> Self {
+        Self {
+            fs: fs.clone(),
+            config,
+            findings,
+            replay: Replay::default(),
+            accounting: Accounting::default(),
+            segments: Segments::new(),
+            kept: BTreeMap::new(),
+            footers: BTreeMap::new(),
+            unsealed: Vec::new(),
+            leftovers: names.iter().filter(|name| name.ends_with(".tmp")).cloned().collect(),
+            tail: Vec::new(),
+            cut: None,
+            is_damaged: false,
+            looks_only: None,
+        }
+    }
+
+    /// Reads everything that a start would read, or more, and changes nothing.
+    pub(crate) fn look(fs: &F, scrutiny: Scrutiny) -> Result<Inspection, JournalError> {
+        let names = fs.list().map_err(|error| JournalError::io("list", "the data directory", error))?;
+        let mut findings = Vec::new();
+        let identity = identity::load(fs, &names, &mut findings)?;
+        let is_damaged = !findings.is_empty();
+        let mut recovery = Self::new(fs, JournalConfig::default(), &names, findings);
+        (recovery.looks_only, recovery.is_damaged) = (Some(scrutiny), is_damaged);
+        let mut present = names.iter().filter_map(|name| segment_number(name)).collect();
+        match recovery.find_newest(&mut present)? {
+            Some(newest) => drop(recovery.replay_all(newest, present)?),
+            None if identity.is_some() => {
+                recovery.damage("the log", "an identity is there, but no segment is, or none that can be read");
+            }
+            None => {}
+        }
+        let groups = std::mem::take(&mut recovery.replay).finish(fs);
+        let segments = recovery.kept.values().map(|sealed| recovery.segment_report(sealed)).collect();
+        Ok(Inspection {
+            identity: identity.map(|identity| identity.bytes),
+            segments,
+            is_damaged: recovery.is_damaged || groups.iter().any(|group| group.corruption.is_some()),
+            groups,
+            findings: recovery.findings,
+        })
+    }
+
+    fn segment_report(&self, sealed: &SealedSegment) -> SegmentReport {
+        let used = self.accounting.usage(sealed.number);
+        SegmentReport {
+            file: segment_name(sealed.number),
+            number: sealed.number,
+            is_open: self.kept.last_key_value().is_some_and(|(last, _)| *last == sealed.number),
+            has_footer: self.footers.contains_key(&sealed.number),
+            size_bytes: u64::from(sealed.end),
+            batches: (sealed.first_sequence, sealed.last_sequence),
+            live_entries: used.entries,
+            live_bodies: used.bodies,
+            live_bytes: used.live_bytes,
+        }
+    }
+
     fn run(
         mut self,
         numbers: &BTreeSet<u32>,
@@ -157,7 +210,9 @@ impl<F: FileSystem> Recovery<F> {
                 self.leftovers.push(name);
                 continue;
             };
-            file.sync_data().map_err(|error| JournalError::io("sync", &name, error))?;
+            if self.looks_only.is_none() {
+                file.sync_data().map_err(|error| JournalError::io("sync", &name, error))?;
+            }
             let plan = ScanPlan {
                 number,
                 epoch,
@@ -200,7 +255,7 @@ impl<F: FileSystem> Recovery<F> {
         let listed = match &newest.older {
             Some(older) => older.clone(),
             None => {
-                self.find(&name, "the header is damaged; the list of older segments is lost with it");
+                self.damage(&name, "the header is damaged; the list of older segments is lost with it");
                 self.replay.lost(&format!("the header of {name} is damaged"));
                 self.list_from_headers(&present)?
             }
@@ -217,7 +272,7 @@ impl<F: FileSystem> Recovery<F> {
                 self.replay_sealed(*sealed)?;
             } else {
                 let name = segment_name(sealed.number);
-                self.find(&name, "the file is missing");
+                self.damage(&name, "the file is missing");
                 self.replay.lost(&format!("{name} is missing"));
             }
         }
@@ -260,7 +315,7 @@ impl<F: FileSystem> Recovery<F> {
         let (file, bytes) = self.read_segment(number)?;
         let header = SegmentHeader::decode(&bytes, &name)?.filter(|header| header.epoch == sealed.epoch);
         if header.is_none() {
-            self.find(&name, "the header is damaged; its batches are searched one by one");
+            self.damage(&name, "the header is damaged; its batches are searched one by one");
         }
         let plan = ScanPlan {
             number,
@@ -296,20 +351,33 @@ impl<F: FileSystem> Recovery<F> {
         let Some(footer) = Footer::load(&file, sealed.end).filter(|footer| footer.belongs_to(&sealed)) else {
             return Ok(false);
         };
+        self.footers.insert(number, footer.stored_bytes);
+        if self.looks_only == Some(Scrutiny::EveryByte) {
+            self.compare_with(&footer, &file, &name);
+            return Ok(false);
+        }
         let mut records = footer.records();
         for (record, location) in records.by_ref() {
             self.replay.apply(&record, location);
             self.accounting.apply(&record, number, location.len);
         }
         if !records.is_complete() {
-            self.find(&name, "the footer verifies and makes no sense");
+            self.damage(&name, "the footer verifies and makes no sense");
             self.replay.lost(&format!("the footer of {name} makes no sense"));
         }
         self.tail = Vec::new();
-        self.footers.insert(number, footer.stored_bytes);
         self.segments.insert(number, Arc::new(ReadableSegment { file, epoch: sealed.epoch }));
         self.kept.insert(number, sealed);
         Ok(true)
+    }
+
+    /// Whether the content of a segment is what its footer was made of.
+    fn compare_with(&mut self, footer: &Footer, file: &F::File, name: &str) {
+        let mut content = vec![0; footer.content_bytes as usize];
+        let sound = file.read_at(0, &mut content).is_ok() && crc32c::crc32c(&content) == footer.content_crc;
+        if !sound {
+            self.damage(name, "its content is not what its footer was made of");
+        }
     }
 
     fn replay_newest(&mut self, newest: Newest) -> u64 {
@@ -319,7 +387,7 @@ impl<F: FileSystem> Recovery<F> {
         // The length is durable before the first batch is written.
         if file_bytes < made_bytes && !scanned.is_empty() && !was_sealed {
             let why = format!("{name} was cut: it has {file_bytes} bytes of {made_bytes}");
-            self.find(&name, &format!("{why}; no crash does that, so it is not a torn tail"));
+            self.damage(&name, &format!("{why}; no crash does that, so it is not a torn tail"));
             self.replay.lost(&why);
         } else if end.torn && !was_sealed {
             let what = format!("the last write was torn; the log is cut at byte {} of {file_bytes}", end.cut);
@@ -345,7 +413,7 @@ impl<F: FileSystem> Recovery<F> {
         };
         self.kept.insert(number, sealed);
         if was_sealed {
-            self.find(&name, "it is full and closed, and the segment that was begun after it is missing");
+            self.damage(&name, "it is full and closed, and the segment that was begun after it is missing");
             self.replay.lost(&format!("the segment after {name} is missing"));
         } else if let (Some(footer), Some(segment)) = (footer, self.segments.get(&number)) {
             self.unsealed.push(Unsealed { sealed, segment: Arc::clone(segment), footer });
@@ -359,13 +427,13 @@ impl<F: FileSystem> Recovery<F> {
         match found {
             Scanned::Lost { first_sequence, offset } => {
                 let why = format!("batch {first_sequence} in {name} at byte {offset} is unreadable");
-                self.find(&name, &format!("{why}, and later ones prove that it was durable: not a torn tail"));
+                self.damage(&name, &format!("{why}, and later ones prove that it was durable: not a torn tail"));
                 self.replay.lost(&why);
             }
             Scanned::Batch(ScannedBatch { sequence, offset, records, damaged }) => {
                 for listed in &damaged {
                     let why = format!("batch {sequence} in {name} at byte {offset} is damaged");
-                    self.find(&name, &format!("{why}: records of {} do not verify", listed.key));
+                    self.damage(&name, &format!("{why}: records of {} do not verify", listed.key));
                     self.replay.damaged(listed, &why);
                     self.accounting.damaged(listed, segment);
                 }
@@ -406,6 +474,11 @@ impl<F: FileSystem> Recovery<F> {
         self.fs.sync_dir().map_err(|error| JournalError::io("sync", "the data directory", error))
     }
 
+    fn damage(&mut self, file: &str, what: &str) {
+        self.is_damaged = true;
+        self.find(file, what);
+    }
+
     fn find(&mut self, file: &str, what: &str) {
         self.findings.push(Finding { file: file.to_owned(), what: what.to_owned() });
     }
@@ -424,7 +497,7 @@ impl<F: FileSystem> Recovery<F> {
                     unreadable += 1;
                 }
             }
-            self.find(&name, &format!("the disk cannot read {unreadable} blocks of it"));
+            self.damage(&name, &format!("the disk cannot read {unreadable} blocks of it"));
         }
         Ok((file, bytes.into()))
     }

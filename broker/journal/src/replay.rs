@@ -1,10 +1,11 @@
 //! From records, in the order of the log, to what each group has on disk.
 
 use crate::accounting::JOURNAL_KEY;
+use crate::blocks::Blocks;
 use crate::checkpoint;
 use crate::filesystem::FileSystem;
-use crate::index_set::IndexSet;
 use crate::record::{HardStatePayload, Kind, ListedGroup, Mark, Record, Summary, corruption_of, indexes_of};
+use crate::runs::Runs;
 use crate::types::{Corruption, GroupKey, HardState, Location, RecoveredEntry, RecoveredGroup};
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -22,8 +23,8 @@ struct ReplayGroup {
     mark: Option<Mark>,
     compacted: u64,
     /// Without a location: it was written, and is damaged.
-    log: BTreeMap<u64, LogSlot>,
-    bodies: BTreeMap<u64, BodySlot>,
+    log: Blocks<LogSlot>,
+    bodies: Blocks<BodySlot>,
     corruption: Option<Corruption>,
 }
 
@@ -43,28 +44,37 @@ struct BodySlot {
 impl ReplayGroup {
     fn entry(&mut self, index: u64, slot: LogSlot) {
         if index > self.compacted {
-            self.log.split_off(&index);
+            self.log.truncate(index);
             self.log.insert(index, slot);
-        } else if let Some(body) = self.bodies.get_mut(&index).filter(|body| !body.installed) {
+        } else if let Some(body) = self.bodies.get_mut(index).filter(|body| !body.installed) {
             // The last batch before a restart is replayed twice.
             body.location = slot.location;
         }
     }
 
-    fn compact(&mut self, up_to: u64, live: &IndexSet) {
-        self.bodies.retain(|index, _| *index > up_to || live.contains(*index));
-        let above = self.log.split_off(&up_to.saturating_add(1));
-        let mut below = std::mem::replace(&mut self.log, above);
-        for index in live.iter() {
-            let location = below.remove(&index).and_then(|slot| slot.location);
-            self.bodies.entry(index).or_insert(BodySlot { location, installed: false });
+    fn compact(&mut self, up_to: u64, live: &Runs) {
+        self.bodies.keep_up_to(up_to, live);
+        for (index, slot) in self.log.take_up_to(up_to).iter() {
+            if live.contains(index) && !self.bodies.contains(index) {
+                self.bodies.insert(index, BodySlot { location: slot.location, installed: false });
+            }
+        }
+        // Usually all are there and nothing else is; otherwise those that are not there were lost.
+        if self.bodies.len() != live.len() || self.bodies.last().is_some_and(|last| last > up_to) {
+            for index in live.iter() {
+                if !self.bodies.contains(index) {
+                    self.bodies.insert(index, BodySlot { location: None, installed: false });
+                }
+            }
         }
         self.compacted = self.compacted.max(up_to);
     }
 
     fn reset(&mut self, index: u64) {
-        for (entry, slot) in std::mem::take(&mut self.log).range(..=index) {
-            self.bodies.entry(*entry).or_insert(BodySlot { location: slot.location, installed: false });
+        for (entry, slot) in std::mem::take(&mut self.log).take_up_to(index).iter() {
+            if !self.bodies.contains(entry) {
+                self.bodies.insert(entry, BodySlot { location: slot.location, installed: false });
+            }
         }
         self.compacted = index;
         if let Some(corruption) = self.corruption.take()
@@ -88,28 +98,28 @@ impl ReplayGroup {
     fn summary(&mut self, summary: &Summary) {
         self.hard_state = summary.hard_state;
         self.mark = summary.mark;
-        self.log.split_off(&summary.last.saturating_add(1));
-        self.bodies.retain(|index, _| *index <= summary.compacted || summary.live_bodies.contains(*index));
+        self.log.truncate(summary.last.saturating_add(1));
+        self.bodies.keep_up_to(u64::MAX - 1, &summary.live_bodies);
         self.compact(summary.compacted, &summary.live_bodies);
     }
 
     /// Indexes that should be there and are not.
     fn missing(&self) -> Vec<RangeInclusive<u64>> {
         let mut missing = Ranges::default();
-        for (index, body) in &self.bodies {
+        for (index, body) in self.bodies.iter() {
             if body.location.is_none() {
-                missing.add(*index, *index);
+                missing.add(index, index);
             }
         }
         let mut expected = self.compacted + 1;
-        for (index, slot) in &self.log {
-            if *index > expected {
-                missing.add(expected, *index - 1);
+        for (index, slot) in self.log.iter() {
+            if index > expected {
+                missing.add(expected, index - 1);
             }
             if slot.location.is_none() {
-                missing.add(*index, *index);
+                missing.add(index, index);
             }
-            expected = *index + 1;
+            expected = index + 1;
         }
         missing.0
     }
@@ -135,11 +145,9 @@ impl ReplayGroup {
             checkpoint,
             compacted: self.compacted,
             entries: log
-                .filter_map(|(index, slot)| {
-                    Some(RecoveredEntry { index: *index, term: slot.term, location: slot.location? })
-                })
+                .filter_map(|(index, slot)| Some(RecoveredEntry { index, term: slot.term, location: slot.location? }))
                 .collect(),
-            bodies: self.bodies.iter().filter_map(|(index, body)| Some((*index, body.location?))).collect(),
+            bodies: self.bodies.iter().filter_map(|(index, body)| Some((index, body.location?))).collect(),
             corruption: self.corruption,
         }
     }
@@ -190,7 +198,7 @@ impl Replay {
             Kind::Compact => group.compact(record.index, &indexes_of(record).unwrap_or_default()),
             Kind::Dead => {
                 for index in indexes_of(record).unwrap_or_default().iter() {
-                    group.bodies.remove(&index);
+                    group.bodies.remove(index);
                 }
             }
             Kind::Reset => group.reset(record.index),

@@ -1,9 +1,10 @@
 //! The journal on the file system of the machine that runs the tests.
 
 use bytes::Bytes;
-use holdfast_journal::conformance::{check_all, test_key};
+use holdfast_journal::conformance::{check_all, check_full_disk, test_key};
 use holdfast_journal::{Batch, BatchId, Journal, JournalConfig, Op, RealFileSystem};
 use std::cell::RefCell;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 #[test]
@@ -15,6 +16,33 @@ fn the_real_file_system_keeps_the_promises_of_its_trait() {
         roots.borrow_mut().push(root);
         fs
     });
+}
+
+/// A file system of its own, in memory, as long as the value lives.
+struct Mounted(tempfile::TempDir);
+
+impl Mounted {
+    /// None where mounting is not allowed.
+    fn new(options: &str) -> Option<Self> {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(root.path()).status();
+        mounted.is_ok_and(|status| status.success()).then_some(Self(root))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+#[test]
+fn a_full_disk_is_announced_spends_the_reserve_and_loses_nothing() {
+    let Some(disk) = Mounted::new("size=3m") else {
+        println!("SKIPPED: this user may not mount a small file system");
+        return;
+    };
+    check_full_disk(&RealFileSystem::new(disk.0.path()).expect("a file system"));
 }
 
 /// `cargo test -p holdfast-journal --release -- --ignored --nocapture` prints the figure.

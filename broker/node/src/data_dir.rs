@@ -52,6 +52,18 @@ impl DataDir {
         Ok(Self { path: path.to_path_buf(), _lock: lock })
     }
 
+    /// As [`DataDir::open`], for a directory that a member has used already. Nothing is created in any other.
+    pub fn open_existing(path: &Path, patience: Duration) -> Result<Self, Failure> {
+        if !path.join(MARKER).is_file() {
+            return Err(Failure::new(
+                ExitKind::Data,
+                format!("{} is not a Holdfast data directory: it has no file {MARKER}", path.display()),
+                "give the directory that is dataDir in the member's configuration; nothing was changed",
+            ));
+        }
+        Self::open(path, patience)
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path

@@ -22,6 +22,7 @@ pub mod failure;
 pub mod framing;
 pub mod http_server;
 pub mod inbox;
+pub mod journal_command;
 pub mod journal_thread;
 pub mod listen;
 pub mod logging;

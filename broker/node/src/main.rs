@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use holdfast_node::config::Config;
 use holdfast_node::failure::{ExitKind, Failure};
+use holdfast_node::journal_command::{self, JournalCommand};
 use holdfast_node::{dev, logging, passwords, pre_stop, run};
 
 /// Messages are taken in by one thread and let go by another, which leaves the C library's allocator with more than
@@ -43,6 +44,11 @@ enum Command {
         #[arg(long, value_name = "SECONDS", default_value_t = 10)]
         timeout: u64,
     },
+    /// Look into a stopped member's data directory.
+    Journal {
+        #[command(subcommand)]
+        command: JournalCommand,
+    },
     /// Print the version.
     Version,
     /// Read a password from standard input and print its hash.
@@ -64,7 +70,7 @@ impl ConfigArgs {
 
 fn main() -> ExitCode {
     match carry_out(Cli::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(failure) => {
             eprintln!("holdfast-broker: {failure}");
             ExitCode::from(failure.kind.code())
@@ -72,8 +78,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn carry_out(command: Command) -> Result<(), Failure> {
-    match command {
+fn carry_out(command: Command) -> Result<ExitCode, Failure> {
+    let done = match command {
         Command::Run { config, with_parent } => {
             logging::start("info");
             if with_parent {
@@ -86,12 +92,16 @@ fn carry_out(command: Command) -> Result<(), Failure> {
             let config = config.load()?;
             small_runtime()?.block_on(pre_stop::drain(&config, Duration::from_secs(timeout)))
         }
+        Command::Journal { command } => {
+            return journal_command::journal(&command).map(|sound| ExitCode::from(u8::from(!sound)));
+        }
         Command::Version => {
             println!("holdfast-broker {}", env!("CARGO_PKG_VERSION"));
             Ok(())
         }
         Command::HashPassword => hash_password(),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 /// `dev` may be killed in a way that leaves it no time to end its members.

@@ -199,13 +199,18 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
         let (prefix, skip) = first_known_term(&checkpoint, recovered.compacted, &recovered.entries)?;
         let mut log = GroupLog::new(self.reader.clone(), log_state, conf, prefix);
         let live = machine.live_indexes();
-        let is_live = |index: u64| live.binary_search(&index).is_ok();
-        let (bodies, dead): (Vec<_>, Vec<_>) = recovered.bodies.into_iter().partition(|(index, _)| is_live(*index));
-        for (index, location) in bodies {
-            log.push_body(index, location);
+        let mut dead = Vec::new();
+        // Both lists ascend, so one pass is enough for ten million.
+        let mut listed = live.iter().peekable();
+        for (index, location) in recovered.bodies {
+            while listed.next_if(|next| **next < index).is_some() {}
+            match listed.next_if(|next| **next == index) {
+                Some(_) => log.push_body(index, location),
+                None => dead.push(index),
+            }
         }
         for entry in &recovered.entries[..skip] {
-            if is_live(entry.index) {
+            if live.binary_search(&entry.index).is_ok() {
                 log.push_body(entry.index, entry.location);
             }
         }
@@ -224,8 +229,7 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
             return Err(format!("its log ends at {} although {commit} was committed", log.last()));
         }
         if !dead.is_empty() {
-            let indexes = dead.into_iter().map(|(index, _)| index).collect();
-            self.cx.writes.push_lazily(Op::Dead { key, indexes }, self.cx.now);
+            self.cx.writes.push_lazily(Op::Dead { key, indexes: dead }, self.cx.now);
         }
         let (applied, vote) = (checkpoint.index, (state.term, state.vote));
         Ok(Start { key, log, machine, applied, vote, commit })

@@ -4,5 +4,7 @@
 
 mod bad_input;
 mod cluster;
+mod disk_faults;
+mod journal;
 mod starting;
 mod survival;

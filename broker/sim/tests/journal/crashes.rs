@@ -4,7 +4,7 @@
 use std::cell::Cell;
 
 use crate::model::{Model, Workload, recovered_equals};
-use holdfast_journal::conformance::{check_all, check_power_loss, small_config};
+use holdfast_journal::conformance::{check_all, check_full_disk, check_power_loss, small_config};
 use holdfast_journal::{Batch, BatchId, Chore, Journal, JournalError, Op};
 use holdfast_sim::disk::SimDisk;
 use holdfast_sim::rng::Rng;
@@ -19,6 +19,13 @@ fn the_simulated_disk_keeps_the_promises_of_a_file_system() {
             disk.power_loss(&mut Rng::new(seeds.get()));
         });
     }
+}
+
+#[test]
+fn a_full_simulated_disk_is_announced_spends_the_reserve_and_loses_nothing() {
+    let disk = SimDisk::default();
+    disk.set_capacity(Some(3 << 20));
+    check_full_disk(&disk);
 }
 
 /// One life after the other, each ended by a crash or a failed sync, within a write or within a recovery. After a failed

@@ -107,6 +107,27 @@ fn a_tail_torn_at_any_byte_costs_the_last_batch_and_nothing_else() {
 }
 
 #[test]
+fn any_sectors_of_the_last_batch_may_be_missing() {
+    let scene = scene(6);
+    let file = newest(&scene.disk);
+    let (start, end) = (scene.starts[5], scene.starts[6]);
+    let sectors = (end - start).div_ceil(BLOCK);
+    assert!((2..10).contains(&sectors));
+    for present in 0..1u32 << sectors {
+        let disk = edited(&scene.disk, &file, |bytes| {
+            for sector in (0..sectors).filter(|sector| present >> sector & 1 == 0) {
+                let from = start + sector * BLOCK;
+                bytes[from..(from + BLOCK).min(end)].fill(0);
+            }
+        });
+        let (recovered, reader) = open(&disk, 2);
+        let whole = present + 1 == 1 << sectors;
+        let expected = if whole { &scene.after } else { &scene.before };
+        assert_eq!(recovered_equals(&recovered, expected, &reader), Ok(()), "sectors {present:b}");
+    }
+}
+
+#[test]
 fn damage_before_the_last_batch_is_never_taken_for_a_torn_tail() {
     let scene = scene(6);
     let file = newest(&scene.disk);
