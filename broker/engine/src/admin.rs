@@ -3,6 +3,7 @@
 use holdfast_queue::ids::{BootId, GroupId, MemberId};
 use holdfast_queue::meta::{EffectivePolicy, NewPolicy, PolicyKind};
 
+use crate::alarms::Alarms;
 use crate::identity::MemberUuid;
 
 /// A member as the operator expects it.
@@ -194,6 +195,10 @@ pub struct Health {
     pub last_failover: Option<Failover>,
     pub failovers: u64,
     pub members: Vec<MemberHealth>,
+    /// Names of the members with an alarm, this one among them, and which alarms.
+    pub alarms: Vec<(String, Alarms)>,
+    /// Connections here that an alarm has blocked.
+    pub blocked_connections: usize,
     /// Would every group led here keep a quorum of caught-up voters if any one zone went away?
     pub zone_fault_tolerant: bool,
     /// Why not, in words, naming the zone and a group.

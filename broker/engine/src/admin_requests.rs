@@ -14,6 +14,7 @@ use crate::admin::{
     AdminAction, AdminError, AdminErrorKind, AdminReply, AdminRequest, ExpectedMember, Failover, GroupCounts,
     GroupReport, Health, MemberHealth, MemberState, ReplicaReport, UserCredentials, UserReport,
 };
+use crate::alarms::Alarms;
 use crate::join::AfterIdentity;
 use crate::member::Member;
 use crate::requests::Waiter;
@@ -353,9 +354,20 @@ impl<R: EntryReader> Member<R> {
             last_failover: self.admin.last_failover,
             failovers: self.admin.failovers,
             members: self.members_health(),
+            alarms: self.alarms_by_name(),
+            blocked_connections: self.clients.values().filter(|client| client.blocked).count(),
             zone_fault_tolerant: blocker.is_none(),
             zone_fault_blocker: blocker,
         }
+    }
+
+    fn alarms_by_name(&self) -> Vec<(String, Alarms)> {
+        let me = self.me();
+        let name = |member| match member == me {
+            true => self.config.name.clone(),
+            false => self.name_of(member).unwrap_or_else(|| member.to_string()),
+        };
+        self.alarmed_members().into_iter().map(|(member, alarms)| (name(member), alarms)).collect()
     }
 
     fn statuses(&self) -> Vec<(GroupId, GroupStatus)> {

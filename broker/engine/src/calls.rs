@@ -298,6 +298,9 @@ impl<R: EntryReader> Member<R> {
         if let Some(open) = client.channels.get_mut(&channel) {
             open.queues.insert(queue, group);
         }
+        if let Some(client) = self.clients.get_mut(&conn) {
+            client.gets_under_way += 1;
+        }
         let then = Then::Get { name: name.to_owned() };
         self.ask(group, QueueCommand::Get { queue, consumer }, Waiter::Call { conn, channel, then });
         Ok(())
@@ -312,6 +315,9 @@ impl<R: EntryReader> Member<R> {
         reply: QueueReply,
         content: Option<Message>,
     ) {
+        if let Then::Get { .. } = &then {
+            self.get_ended(conn);
+        }
         let vhost = self.clients.get(&conn).map(|client| client.vhost.clone()).unwrap_or_default();
         if let (Then::Delete { queue, .. }, QueueReply::Deleted { .. } | QueueReply::NoSuchQueue) = (&then, &reply) {
             let messages = if let QueueReply::Deleted { messages } = reply { messages } else { 0 };

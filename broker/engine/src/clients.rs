@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use holdfast_journal::EntryReader;
-use holdfast_queue::ids::{ChannelRef, ConsumerId, GroupId, QueueId, SessionId};
+use holdfast_queue::ids::{ChannelRef, ConsumerId, GroupId, MemberId, QueueId, SessionId};
 use holdfast_session::{
     Call, ChannelId, Config, Connection, Credentials, LostReason, Mechanism, Refusal, Reply, Request,
 };
@@ -14,10 +14,6 @@ use crate::consuming::Consumer;
 use crate::in_flight::InFlight;
 use crate::member::Member;
 use crate::seam::{ConnId, Output, PasswordToken, Severity};
-
-/// Bytes published on a connection and not confirmed at which reading stops, and at which it goes on.
-const PAUSE_AT_BYTES: usize = 16 << 20;
-const RESUME_AT_BYTES: usize = 8 << 20;
 
 /// One open channel.
 #[derive(Debug, Default)]
@@ -54,7 +50,7 @@ pub(crate) struct Client {
     pub(crate) user: String,
     pub(crate) vhost: String,
     pub(crate) channels: BTreeMap<ChannelId, Channel>,
-    peer: String,
+    pub(crate) peer: String,
     plain_port: bool,
     login: Option<PasswordToken>,
     /// Bytes handed out, and bytes of them that the kernel has.
@@ -63,8 +59,17 @@ pub(crate) struct Client {
     pub(crate) unconfirmed_bytes: usize,
     /// Publishes to a queue whose end is not known, those of channels that are gone included.
     pub(crate) unfinished: u64,
-    paused: bool,
-    reading: bool,
+    pub(crate) paused: bool,
+    pub(crate) reading: bool,
+    /// It has published during an alarm.
+    pub(crate) blocked: bool,
+    /// It has published to transient queues of this member, which hold too much.
+    pub(crate) waits_for: Option<MemberId>,
+    /// Deliveries for it were left in the journal, since it had not taken those before.
+    pub(crate) starved: bool,
+    /// `basic.get`s that are being answered, and those that wait until the client has taken what it was sent.
+    pub(crate) gets_under_way: usize,
+    pub(crate) gets_waiting: VecDeque<(ChannelId, Call)>,
     /// Requests that wait for a fresh metadata lease, in order.
     pub(crate) held: VecDeque<Request>,
     pub(crate) delayed: Vec<Delayed>,
@@ -144,6 +149,11 @@ impl<R: EntryReader> Member<R> {
             unfinished: 0,
             paused: false,
             reading: true,
+            blocked: false,
+            waits_for: None,
+            starved: false,
+            gets_under_way: 0,
+            gets_waiting: VecDeque::new(),
             held: VecDeque::new(),
             delayed: Vec::new(),
             wants_credit: false,
@@ -214,29 +224,13 @@ impl<R: EntryReader> Member<R> {
             }
         }
         self.regulate(conn);
+        self.raise_credits(conn);
+        self.go_on_with_gets(conn);
         let Some(client) = self.clients.get_mut(&conn) else { return };
         if client.session.is_closed() && !client.close_sent {
             client.close_sent = true;
             self.outputs.push_back(Output::ClientClose { conn });
             self.end_session(conn);
-        }
-    }
-
-    /// Stops or resumes reading from the client's socket.
-    fn regulate(&mut self, conn: ConnId) {
-        let now = self.now.0;
-        let Some(client) = self.clients.get_mut(&conn) else { return };
-        let much = client.unconfirmed_bytes >= PAUSE_AT_BYTES || !client.held.is_empty();
-        let little = client.unconfirmed_bytes <= RESUME_AT_BYTES && client.held.is_empty();
-        if (much && !client.paused) || (little && client.paused) {
-            client.paused = much;
-            client.session.set_reading_paused(much, now);
-            self.touched.insert(conn);
-        }
-        let reading = client.session.wants_input();
-        if reading != client.reading {
-            client.reading = reading;
-            self.outputs.push_back(Output::ClientPause { conn, paused: !reading });
         }
     }
 
@@ -310,6 +304,11 @@ impl<R: EntryReader> Member<R> {
             Request::ChannelLost { channel } => self.end_channel(conn, channel),
             Request::Publish(publish) => self.publish(conn, publish),
             Request::Settle(settle) => self.settle(conn, settle),
+            Request::Call { channel, call } if self.defers_get(conn, &call) => {
+                if let Some(client) = self.clients.get_mut(&conn) {
+                    client.gets_waiting.push_back((channel, call));
+                }
+            }
             Request::Call { channel, call } => self.call(conn, channel, call),
         }
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_journal::EntryReader;
 use holdfast_queue::codec::Message;
-use holdfast_queue::ids::{ConsumerId, GroupId, QueueId};
+use holdfast_queue::ids::{ChannelRef, ConsumerId, GroupId, QueueId};
 use holdfast_queue::queue::{Delivery, Outcome, QueueCommand, QueueEffect, Span};
 use holdfast_queue::time::{Duration, Instant};
 use holdfast_session::{ChannelId, Settle};
@@ -15,6 +15,7 @@ use crate::peer_message::{HomeEffect, PeerMessage};
 use crate::publishing::group_of;
 use crate::requests::Tracked;
 use crate::seam::ConnId;
+use crate::stream::Attachment;
 
 /// A prefetch up to this bounds what is under way by itself.
 const SMALL_PREFETCH: u16 = 64;
@@ -25,6 +26,8 @@ const CREDIT_WINDOW: u64 = 1000;
 const CREDIT_BYTES: u64 = 8 << 20;
 /// Bytes that the client's socket may lag behind before its consumers get no more credit.
 const BACKLOG_BYTES: u64 = 1 << 20;
+/// Consumers of a client for which deliveries are read from the journal again at a time.
+const FED_AT_ONCE: usize = 4;
 /// A question about missed deliveries is repeated after this.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 
@@ -175,6 +178,10 @@ impl<R: EntryReader> Member<R> {
         if delivery.number != consumer.last + 1 {
             return self.ask_missed(group, delivery.queue, delivery.consumer);
         }
+        let (conn, _) = place_of(&delivery.consumer);
+        if !self.wants_deliveries(conn) {
+            return self.starve(conn);
+        }
         self.hand_over(delivery, content);
     }
 
@@ -185,6 +192,7 @@ impl<R: EntryReader> Member<R> {
         consumer.mean_bytes = (consumer.mean_bytes * 7 + u64::from(delivery.size)) / 8;
         let wants_credit = consumer.next_credit(None).is_some();
         let (conn, channel) = place_of(&delivery.consumer);
+        self.flow.backlog_bytes += u64::from(delivery.size);
         let Some(client) = self.clients.get_mut(&conn) else { return };
         client.session.deliver(channel, delivery.consumer.number, session_delivery(&delivery, content));
         self.metrics.delivered += 1;
@@ -197,6 +205,9 @@ impl<R: EntryReader> Member<R> {
 
     /// Lets the consumers of a client go on whose credit is used up, while its socket keeps up.
     pub(crate) fn raise_credits(&mut self, conn: ConnId) {
+        if self.clients.get(&conn).is_some_and(|client| client.starved) {
+            self.feed(conn);
+        }
         let Some(client) = self.clients.get_mut(&conn) else { return };
         if !client.wants_credit || client.backlog() >= BACKLOG_BYTES {
             return;
@@ -209,11 +220,7 @@ impl<R: EntryReader> Member<R> {
             for (number, consumer) in &mut open.consumers {
                 if let Some(credit_to) = consumer.next_credit(room) {
                     consumer.credit_to = credit_to;
-                    let channel = holdfast_queue::ids::ChannelRef {
-                        session,
-                        channel: channel.number,
-                        generation: channel.generation,
-                    };
+                    let channel = ChannelRef { session, channel: channel.number, generation: channel.generation };
                     let id = ConsumerId { channel, number: *number };
                     credits.push((consumer.group, consumer.queue, id, consumer.credit_to));
                 }
@@ -249,18 +256,54 @@ impl<R: EntryReader> Member<R> {
         }
     }
 
+    /// Asks for deliveries that were left in the journal, once the client has taken most of what it had: for a few
+    /// consumers at a time, since each answer may be a large one.
+    fn feed(&mut self, conn: ConnId) {
+        let wants = self.wants_deliveries(conn);
+        let now = self.now;
+        let Some(client) = self.clients.get_mut(&conn) else { return };
+        if !wants || client.backlog() >= BACKLOG_BYTES {
+            return;
+        }
+        let session = client.id;
+        let mut behind = Vec::new();
+        for (channel, open) in &client.channels {
+            let behind_here = open.consumers.iter().filter(|(_, consumer)| consumer.last < consumer.known_last);
+            behind.extend(behind_here.map(|(number, consumer)| {
+                let channel = ChannelRef { session, channel: channel.number, generation: channel.generation };
+                let asked = consumer.asked.is_some_and(|at| now.since(at) < ASK_AGAIN);
+                (asked, consumer.group, consumer.queue, ConsumerId { channel, number: *number })
+            }));
+        }
+        client.starved = !behind.is_empty();
+        let under_way = behind.iter().filter(|(asked, ..)| *asked).count();
+        let next: Vec<_> = behind.into_iter().filter(|(asked, ..)| !asked).collect();
+        for (_, group, queue, consumer) in next.into_iter().take(FED_AT_ONCE.saturating_sub(under_way)) {
+            self.ask_missed(group, queue, consumer);
+        }
+    }
+
     /// The leader says how far a consumer's deliveries went.
     pub(crate) fn consumer_at(&mut self, group: GroupId, id: ConsumerId, queue: QueueId, last: u64) {
+        // While the stream is being attached this comes from a leader that may not have heard an earlier question.
+        let attached = self.streams.get(&group).is_some_and(|stream| stream.attachment() == Attachment::Attached);
         let Some(consumer) = self.consumer_mut(&id) else { return };
         consumer.known_last = consumer.known_last.max(last);
-        consumer.asked = None;
+        if !attached {
+            consumer.asked = None;
+        }
         if consumer.last < last {
             self.ask_missed(group, queue, id);
         }
     }
 
+    /// Asks for what a consumer has missed, unless that is under way or its client has no room.
     fn ask_missed(&mut self, group: GroupId, queue: QueueId, id: ConsumerId) {
         let now = self.now;
+        let (conn, _) = place_of(&id);
+        if !self.wants_deliveries(conn) {
+            return self.starve(conn);
+        }
         let Some(consumer) = self.consumer_mut(&id) else { return };
         if consumer.asked.is_some_and(|at| now.since(at) < ASK_AGAIN) {
             return;
@@ -298,11 +341,18 @@ impl<R: EntryReader> Member<R> {
         through: u64,
         deliveries: Vec<HomeEffect>,
     ) {
+        let (conn, _) = place_of(&id);
         for effect in deliveries {
             if let (QueueEffect::Deliver { delivery }, Some(content)) = (effect.effect, effect.content)
                 && delivery.consumer == id
                 && self.consumer_mut(&id).is_some_and(|consumer| delivery.number > consumer.last)
             {
+                if !self.wants_deliveries(conn) {
+                    if let Some(consumer) = self.consumer_mut(&id) {
+                        consumer.asked = None;
+                    }
+                    return self.starve(conn);
+                }
                 self.hand_over(delivery, content);
             }
         }

@@ -19,6 +19,7 @@ impl<R: EntryReader> Member<R> {
     pub(crate) fn end_channel(&mut self, conn: ConnId, channel: ChannelId) {
         let Some(client) = self.clients.get_mut(&conn) else { return };
         let reference = client.channel_ref(channel);
+        client.gets_waiting.retain(|(of, _)| *of != channel);
         let Some(closed) = client.channels.remove(&channel) else { return };
         for (number, consumer) in &closed.consumers {
             let id = ConsumerId { channel: reference, number: *number };
@@ -82,6 +83,8 @@ impl<R: EntryReader> Member<R> {
         for client in self.clients.values_mut() {
             client.ended = true;
             client.channels.clear();
+            client.gets_waiting.clear();
+            client.gets_under_way = 0;
             client.held.clear();
             client.delayed.clear();
         }

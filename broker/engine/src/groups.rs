@@ -12,6 +12,7 @@ use holdfast_queue::time::Instant;
 use holdfast_queue::{AnyEffect, AnyMachine};
 use holdfast_replica::{HostOutput, PayloadError, ProposeError};
 
+use crate::consuming::place_of;
 use crate::member::Member;
 use crate::peer_message::{HomeEffect, PeerMessage};
 use crate::seam::Severity;
@@ -21,6 +22,11 @@ use crate::stream::MAX_BATCH_BYTES;
 /// first comes whatever its size.
 const OUTSTANDING_LIMIT: usize = 256;
 const OUTSTANDING_BYTES: usize = MAX_BATCH_BYTES;
+/// Bytes of payloads of one group that wait for the host to take them. Batches beyond are dropped: their homes keep them
+/// and send them again.
+const REFUSED_BYTES: usize = 32 << 20;
+/// The same for all groups together.
+const ALL_REFUSED_BYTES: usize = 128 << 20;
 
 /// A group that this member leads.
 pub(crate) struct Leading {
@@ -33,6 +39,7 @@ pub(crate) struct Leading {
     size_hint: usize,
     /// Finished payloads that the host could not take yet.
     refused: VecDeque<Bytes>,
+    refused_bytes: usize,
 }
 
 /// Groups led here, and who leads the others as far as their leaders said.
@@ -53,7 +60,7 @@ pub(crate) struct Leaderships {
 
 impl Leading {
     fn new(term: u64) -> Self {
-        Self { term, adopted: false, entry: None, size_hint: 0, refused: VecDeque::new() }
+        Self { term, adopted: false, entry: None, size_hint: 0, refused: VecDeque::new(), refused_bytes: 0 }
     }
 
     fn entry(&mut self) -> &mut EntryBuilder {
@@ -73,6 +80,11 @@ impl Leaderships {
     /// Indexes of the transient queues begin anew.
     pub(crate) fn forget_payload(&mut self) {
         self.last_payload = None;
+    }
+
+    /// Bytes of payloads that wait for the host to take them, of all groups.
+    pub(crate) fn refused_bytes(&self) -> usize {
+        self.led.values().map(|leading| leading.refused_bytes).sum()
     }
 }
 
@@ -97,6 +109,9 @@ impl<R: EntryReader> Member<R> {
             let effect = HomeEffect { effect: QueueEffect::Ended { boot }, content: None, copies: 0 };
             return self.send(from, PeerMessage::QueueEffect { group, effect });
         }
+        if self.takes_no_more(group) {
+            return;
+        }
         let Some(leading) = self.leaderships.led.get_mut(&group).filter(|leading| leading.adopted) else { return };
         let pushed = if group == GroupId::META {
             leading.entry().push_encoded::<MetaCommand>(batch)
@@ -119,7 +134,7 @@ impl<R: EntryReader> Member<R> {
         if self.transient_group() == group {
             return self.transient_batch(batch);
         }
-        if self.leaderships.led.get(&group).is_some_and(|leading| leading.adopted) {
+        if self.leaderships.led.get(&group).is_some_and(|leading| leading.adopted) && !self.takes_no_more(group) {
             self.collect(group, batch);
         }
     }
@@ -131,6 +146,13 @@ impl<R: EntryReader> Member<R> {
             self.leaderships.dirty.push(group);
             self.bound_entry(group);
         }
+    }
+
+    /// True while so much waits for the host that what homes send is dropped: they keep it, find out by the gap or by the
+    /// silence, and send it again.
+    fn takes_no_more(&self, group: GroupId) -> bool {
+        let waiting = self.leaderships.led.get(&group).map_or(0, |leading| leading.refused_bytes);
+        waiting >= REFUSED_BYTES || (waiting > 0 && self.flow.refused_bytes >= ALL_REFUSED_BYTES)
     }
 
     /// Takes a batch of this member's own requests to the metadata.
@@ -172,6 +194,7 @@ impl<R: EntryReader> Member<R> {
         let Some(leading) = self.leaderships.led.get_mut(&group) else { return };
         if let Some(entry) = leading.entry.take().filter(|entry| !entry.is_empty()) {
             leading.size_hint = entry.len().min(2 * MAX_BATCH_BYTES);
+            leading.refused_bytes += entry.len();
             leading.refused.push_back(entry.finish(time_ms));
         }
         self.propose_refused(group);
@@ -183,7 +206,10 @@ impl<R: EntryReader> Member<R> {
         let Some(leading) = self.leaderships.led.get_mut(&group) else { return };
         while let Some(payload) = leading.refused.pop_front() {
             match host.propose(group, payload.clone()) {
-                Ok(_) => self.metrics.proposals += 1,
+                Ok(_) => {
+                    leading.refused_bytes -= payload.len();
+                    self.metrics.proposals += 1;
+                }
                 Err(ProposeError::Busy) => {
                     leading.refused.push_front(payload);
                     return;
@@ -191,6 +217,7 @@ impl<R: EntryReader> Member<R> {
                 Err(_) => {
                     // No leader any more: homes send again to the next one.
                     leading.refused.clear();
+                    leading.refused_bytes = 0;
                     return;
                 }
             }
@@ -283,6 +310,7 @@ impl<R: EntryReader> Member<R> {
         if boot != self.boot && home.is_none() {
             return; // It asks for what it lacks when it is back.
         }
+        let effect = self.without_what_is_too_much(effect, home);
         let copies = self.count_copies(group, index, &effect);
         let Some(effect) = self.with_content(group, effect) else { return };
         let effect = HomeEffect { copies, ..effect };
@@ -290,6 +318,19 @@ impl<R: EntryReader> Member<R> {
             None => self.home_effect(group, effect),
             Some(member) => self.send(member, PeerMessage::QueueEffect { group, effect }),
         }
+    }
+
+    /// A delivery for which there is no room on the way is left in the journal. Its home learns its number, and asks when
+    /// it has room.
+    fn without_what_is_too_much(&mut self, effect: QueueEffect, home: Option<MemberId>) -> QueueEffect {
+        let QueueEffect::Deliver { delivery: Delivery { queue, consumer, number, size, .. } } = effect else {
+            return effect;
+        };
+        let room = match home {
+            Some(member) => self.flow.may_push(member, size as usize),
+            None => self.wants_deliveries(place_of(&consumer).0),
+        };
+        if room { effect } else { QueueEffect::ConsumerAt { consumer, queue, last: number } }
     }
 
     /// Reads the message of an effect that brings one. None for a delivery that cannot be read. A reply leaves in any
@@ -499,6 +540,9 @@ impl<R: EntryReader> Member<R> {
         after: u64,
         from: MemberId,
     ) {
+        if from != self.me() && !self.flow.may_push(from, 0) {
+            return; // It asks again.
+        }
         let serves = group == self.transient_group() || self.leaderships.led.contains_key(&group);
         let Some(machine) = self.queue_machine(group).filter(|_| serves) else { return };
         let Some(outstanding) = machine.deliveries_after(queue, consumer, after, OUTSTANDING_LIMIT) else { return };
@@ -515,6 +559,7 @@ impl<R: EntryReader> Member<R> {
             let Some(effect) = self.with_content(group, QueueEffect::Deliver { delivery }) else { return };
             deliveries.push(effect);
         }
+        self.flow.may_push(from, bytes);
         self.send_or_take(from, PeerMessage::Outstanding { group, queue, consumer, through, deliveries });
     }
 

@@ -13,6 +13,7 @@
 //! | `metadata`, `leases` | this member's view of group 0, and the proof that it is fresh |
 //! | `join` | bootstrap, invitation, registration, and the care for who is in the cluster |
 //! | `peers`, `links`, `peer_message` | links, heartbeats, suspicion, relays; the peer protocol |
+//! | `alarms`, `flow` | memory and disk alarms; byte budgets that all connections share |
 //! | `admin`, `admin_requests`, `queue_reports`, `metrics`, `identity` | the operator's door; counters; who this disk is |
 //!
 //! Invariants:
@@ -27,12 +28,14 @@
 
 pub mod admin;
 mod admin_requests;
+mod alarms;
 mod arguments;
 mod calls;
 mod clients;
 mod consuming;
 mod copies;
 mod endings;
+mod flow;
 mod groups;
 pub mod identity;
 mod in_flight;
@@ -52,8 +55,10 @@ pub mod seam;
 mod stream;
 mod transient;
 
+pub use alarms::Alarms;
+pub use flow::Budgets;
 pub use member::{Member, MemberConfig, Start};
 pub use metrics::Metrics;
 pub use seam::{
-    AdminRequestId, ConnId, Event, FRAME_ROOM_BYTES, Input, LinkId, LinkOrigin, Output, PasswordToken, Severity,
+    AdminRequestId, ConnId, Event, FRAME_ROOM_BYTES, Input, LinkId, LinkOrigin, Memory, Output, PasswordToken, Severity,
 };

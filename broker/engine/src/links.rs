@@ -202,6 +202,8 @@ impl<R: EntryReader> Member<R> {
         if let Some(peer) = self.peers.get_mut(from) {
             peer.ready = heartbeat.ready;
             peer.hears.clone_from(&heartbeat.hears);
+            peer.alarms = heartbeat.alarms;
+            peer.transient_full = heartbeat.transient_full;
         }
         if let Some(change) = change {
             self.peer_changed(change);
@@ -218,7 +220,14 @@ impl<R: EntryReader> Member<R> {
             let members: Vec<MemberId> = self.peers.iter().map(|(member, _)| member).collect();
             let hears: Vec<MemberId> = self.peers.linked_and_heard().collect();
             for member in members {
-                let heartbeat = Heartbeat { boot: self.boot, hears: hears.clone(), write_age_ms, ready };
+                let heartbeat = Heartbeat {
+                    boot: self.boot,
+                    hears: hears.clone(),
+                    write_age_ms,
+                    ready,
+                    alarms: self.alarms.own,
+                    transient_full: self.transient_full(),
+                };
                 self.send(member, PeerMessage::Heartbeat(heartbeat));
             }
         }

@@ -10,9 +10,11 @@ use holdfast_queue::time::{Duration, Instant};
 use holdfast_replica::{Host, HostConfig};
 
 use crate::admin_requests::AdminState;
+use crate::alarms::AlarmState;
 use crate::clients::Client;
 use crate::consuming::ConsumerIndex;
 use crate::copies::{Copies, Target};
+use crate::flow::{Budgets, Flow};
 use crate::groups::Leaderships;
 use crate::identity::{Identity, IdentityError, MemberUuid};
 use crate::join::AfterIdentity;
@@ -51,6 +53,8 @@ pub struct MemberConfig {
     pub channel_max: u16,
     /// Heartbeat that is offered to clients, seconds.
     pub heartbeat_s: u16,
+    /// What all connections may hold together.
+    pub budgets: Budgets,
     /// Limits and times of replication. `cluster` is filled in here.
     pub replication: HostConfig,
 }
@@ -66,6 +70,7 @@ impl Default for MemberConfig {
             frame_max: 131_072,
             channel_max: 2047,
             heartbeat_s: 60,
+            budgets: Budgets::default(),
             replication: HostConfig::default(),
         }
     }
@@ -166,6 +171,8 @@ pub struct Member<R: EntryReader> {
     pub(crate) admin: AdminState,
     /// The room on the disk, as the journal last said; none before it did.
     pub(crate) space: Option<Space>,
+    pub(crate) alarms: AlarmState,
+    pub(crate) flow: Flow,
 }
 
 impl<R: EntryReader> Member<R> {
@@ -226,6 +233,8 @@ impl<R: EntryReader> Member<R> {
             next_care: now,
             admin: AdminState::default(),
             space: None,
+            alarms: AlarmState::default(),
+            flow: Flow::default(),
         };
         if blank {
             member.write_identity(AfterIdentity::Nothing);
@@ -279,6 +288,7 @@ impl<R: EntryReader> Member<R> {
                 self.identity_written(written.batch);
             }
             Input::Upkeep(upkeep) => self.journal_upkeep(upkeep),
+            Input::Memory(memory) => self.memory_seen(memory),
             Input::WriteFailed { error } => {
                 self.outputs.push_back(Output::Exit { clean: false, reason: format!("the journal failed: {error}") });
                 self.stopping = Some(Stopping::Done);
@@ -306,6 +316,7 @@ impl<R: EntryReader> Member<R> {
                 self.event(if space.low { Severity::Error } else { Severity::Info }, text);
             }
             self.space = Some(space);
+            self.look_at_alarms();
         }
     }
 
@@ -330,6 +341,7 @@ impl<R: EntryReader> Member<R> {
         }
         self.announce();
         self.peers.flush(&mut self.outputs);
+        self.flow.end_round();
     }
 
     /// Does what time asks for. Call it when [`Member::next_deadline`] has come; earlier or later does no harm.
@@ -352,6 +364,9 @@ impl<R: EntryReader> Member<R> {
             self.fail_overdue_publishes();
             self.tick_consumers();
             self.tick_clients();
+            self.look_at_alarms();
+            self.tick_flow();
+            self.leaderships.forget_payload();
             self.retry_proposals();
             self.care_for_members();
             self.tick_admin();
@@ -405,6 +420,14 @@ impl<R: EntryReader> Member<R> {
             groups: self.host.as_ref().map_or(0, |host| host.groups().count() as u64),
             groups_leading: self.leaderships.led.len() as u64,
             unconfirmed_bytes: self.retained_bytes() as u64,
+            blocked_connections: self.clients.values().filter(|client| client.blocked).count() as u64,
+            memory_high_watermark_bytes: self.alarms.memory.high_watermark_bytes,
+            memory_alarm: self.alarms.own.memory,
+            disk_alarm: self.alarms.own.disk,
+            cluster_alarm: self.alarms.cluster.any(),
+            assembling_bytes: self.flow.assembling_bytes as u64,
+            backlog_bytes: self.flow.backlog_bytes,
+            transient_bytes: self.transient.held_bytes() as u64,
             ..self.metrics
         }
     }

@@ -39,4 +39,20 @@ pub struct Metrics {
     pub unconfirmed_bytes: u64,
     /// Channels that clients here opened.
     pub channels_opened: u64,
+    /// Client connections that an alarm has blocked, now.
+    pub blocked_connections: u64,
+    /// The memory above which publishers wait, bytes; 0 for no limit.
+    pub memory_high_watermark_bytes: u64,
+    /// This member uses more memory than that.
+    pub memory_alarm: bool,
+    /// This member's disk is nearly full.
+    pub disk_alarm: bool,
+    /// Some member has an alarm, so publishers wait here too.
+    pub cluster_alarm: bool,
+    /// Bytes of messages of which only a part has come from clients here.
+    pub assembling_bytes: u64,
+    /// Bytes of deliveries that clients here have not taken yet.
+    pub backlog_bytes: u64,
+    /// Bytes that the transient queues here hold.
+    pub transient_bytes: u64,
 }

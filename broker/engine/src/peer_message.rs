@@ -9,6 +9,8 @@ use holdfast_queue::ids::{BootId, ConsumerId, GroupId, Incarnation, MemberId, Qu
 use holdfast_queue::meta::MetaEffect;
 use holdfast_queue::queue::QueueEffect;
 
+use crate::alarms::Alarms;
+
 /// The version of this protocol; another one is refused at the hello.
 pub(crate) const PROTOCOL_VERSION: u32 = 1;
 
@@ -37,6 +39,10 @@ pub(crate) struct Heartbeat {
     /// Age of the oldest journal write that is not finished, ms.
     pub write_age_ms: u64,
     pub ready: bool,
+    /// The sender's own alarms.
+    pub alarms: Alarms,
+    /// The sender's transient queues hold too much.
+    pub transient_full: bool,
 }
 
 /// Takes a blank member into the cluster.
@@ -204,6 +210,9 @@ impl Codec for Heartbeat {
         self.hears.encode(out);
         self.write_age_ms.encode(out);
         self.ready.encode(out);
+        self.alarms.memory.encode(out);
+        self.alarms.disk.encode(out);
+        self.transient_full.encode(out);
     }
 
     fn decode(input: &mut Reader) -> Result<Self, DecodeError> {
@@ -212,6 +221,8 @@ impl Codec for Heartbeat {
             hears: Codec::decode(input)?,
             write_age_ms: Codec::decode(input)?,
             ready: Codec::decode(input)?,
+            alarms: Alarms { memory: Codec::decode(input)?, disk: Codec::decode(input)? },
+            transient_full: Codec::decode(input)?,
         })
     }
 }
@@ -438,6 +449,8 @@ mod tests {
                 hears: vec![MemberId(2)],
                 write_age_ms: 3,
                 ready: true,
+                alarms: Alarms { memory: true, disk: false },
+                transient_full: true,
             }),
             PeerMessage::Invite(Invite {
                 cluster_id: "c".into(),

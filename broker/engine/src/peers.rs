@@ -7,6 +7,7 @@ use holdfast_queue::codec::{Codec, Writer};
 use holdfast_queue::ids::{BootId, MemberId};
 use holdfast_queue::time::{Duration, Instant};
 
+use crate::alarms::Alarms;
 use crate::peer_message::{Hello, PeerMessage};
 use crate::seam::{LinkId, LinkOrigin, Output};
 
@@ -41,6 +42,8 @@ pub(crate) struct Peer {
     pub(crate) suspected: bool,
     /// Members that the other side hears.
     pub(crate) hears: Vec<MemberId>,
+    pub(crate) alarms: Alarms,
+    pub(crate) transient_full: bool,
     outbox: Writer,
 }
 
@@ -111,6 +114,8 @@ impl Peers {
             link_lost: None,
             suspected: false,
             hears: Vec::new(),
+            alarms: Alarms::default(),
+            transient_full: false,
             outbox: Writer::default(),
         });
         peer.name = name;

@@ -92,10 +92,11 @@ impl<R: EntryReader> Member<R> {
             client.session.confirm(channel, publish.seq);
             self.metrics.confirmed += 1;
             self.touch(conn);
-            return;
+            return self.block_publisher(conn);
         }
         client.unconfirmed_bytes += size * targets.len();
         client.unfinished += targets.len() as u64;
+        self.count_published(size * targets.len());
         let Publish { seq, confirm, .. } = publish;
         let message = Message {
             exchange: publish.exchange.into_bytes(),
@@ -107,7 +108,11 @@ impl<R: EntryReader> Member<R> {
             let command = QueueCommand::Publish { queue: *queue, message: message.clone() };
             let tracked = Tracked::Publish { conn, channel, seq, size: size as u32, confirm };
             self.track(*group, command, size, tracked, *copies);
+            if let Some(host) = self.transient_owner(*group) {
+                self.published_to_transient(conn, host);
+            }
         }
+        self.block_publisher(conn);
     }
 
     /// Refuses a publish before anything of it is appended: with a nack, or without confirms with the end of its channel.

@@ -79,6 +79,8 @@ pub enum Input {
     /// What [`holdfast_journal::Journal::upkeep`] gave: the room on the disk ([`holdfast_journal::Space::low`] is the disk
     /// alarm), and what replicas must know of the journal's own work.
     Upkeep(Upkeep),
+    /// The memory of the process, as the driver sees it about once a second.
+    Memory(Memory),
     /// The journal failed: nothing after this is durable. The member answers with [`Output::Exit`].
     WriteFailed { error: String },
 
@@ -122,6 +124,15 @@ pub enum Output {
     Event(Event),
     /// The process must end now. `clean` after an orderly shutdown; otherwise the reason is an error.
     Exit { clean: bool, reason: String },
+}
+
+/// What the process takes of the machine's memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Resident now.
+    pub used_bytes: u64,
+    /// Publishers must wait while more than this is in use; 0 for no limit.
+    pub high_watermark_bytes: u64,
 }
 
 /// How serious an event is.

@@ -31,6 +31,9 @@ pub(crate) struct TransientHost {
     index: u64,
     /// Payloads that hold a message which is still needed, by index.
     payloads: BTreeMap<u64, Bytes>,
+    held_bytes: usize,
+    /// They hold more than the budget; it ends when a quarter of that is gone.
+    full: bool,
     /// Look for payloads without a message when there are more than this.
     sweep_at: usize,
     /// What this round collected.
@@ -50,6 +53,7 @@ impl TransientHost {
         }
         let payload = std::mem::take(&mut self.entry).finish(time_ms);
         self.index += 1;
+        self.held_bytes += payload.len();
         self.payloads.insert(self.index, payload.clone());
         // Every batch was checked when it was taken in.
         let applied = self.machine.apply(&ApplyMeta { index: self.index, term: 1 }, &payload, &mut effects);
@@ -58,16 +62,24 @@ impl TransientHost {
     }
 
     /// Drops the payloads that nobody needs any more, once the effects of the round are out.
-    fn release(&mut self) {
+    fn release(&mut self, budget_bytes: usize) {
         for index in self.machine.take_dead() {
-            self.payloads.remove(&index);
+            self.held_bytes -= self.payloads.remove(&index).map_or(0, |payload| payload.len());
         }
         // Entries that never held a message are not reported dead, so look for them when they could be many.
         if self.payloads.len() > self.sweep_at {
             let live: BTreeSet<u64> = self.machine.live_indexes().into_iter().collect();
             self.payloads.retain(|index, _| live.contains(index));
+            self.held_bytes = self.payloads.values().map(Bytes::len).sum();
             self.sweep_at = 2 * live.len() + SWEEP_MIN;
         }
+        let enough = if self.full { budget_bytes / 4 * 3 } else { budget_bytes };
+        self.full = self.held_bytes > enough;
+    }
+
+    /// Bytes of the payloads that hold messages.
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.held_bytes
     }
 }
 
@@ -106,6 +118,11 @@ impl<R: EntryReader> Member<R> {
         }
     }
 
+    /// True while whoever publishes to this member's transient queues must wait.
+    pub(crate) fn transient_full(&self) -> bool {
+        self.transient.full
+    }
+
     pub(crate) fn transient_batch(&mut self, batch: &Batch<QueueCommand>) {
         self.transient.entry.push(batch);
     }
@@ -141,7 +158,7 @@ impl<R: EntryReader> Member<R> {
         for effect in effects {
             self.route_effect(group, 0, effect);
         }
-        self.transient.release();
+        self.transient.release(self.config.budgets.transient_bytes);
         true
     }
 

@@ -143,11 +143,23 @@ pub struct Limits {
     pub shutdown_seconds: u64,
     /// Size of a journal segment in MiB.
     pub journal_segment_mib: u64,
+    /// While this process takes more memory, publishers wait, in bytes. Default: 0.6 of what its control group (or the
+    /// machine) allows.
+    pub memory_high_watermark_bytes: Option<u64>,
+    /// While less than this is free on the data directory's disk, publishers wait, in bytes. Default: four segments.
+    pub disk_free_limit_bytes: Option<u64>,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 20_000, lock_wait_seconds: 60, shutdown_seconds: 10, journal_segment_mib: 64 }
+        Self {
+            connections: 20_000,
+            lock_wait_seconds: 60,
+            shutdown_seconds: 10,
+            journal_segment_mib: 64,
+            memory_high_watermark_bytes: None,
+            disk_free_limit_bytes: None,
+        }
     }
 }
 
@@ -221,6 +233,13 @@ impl Config {
         )?;
         need(self.listeners.peer != Listen::Off, "listeners.peer", "cannot be off", "write \"[::]:5680\"")?;
         need(self.limits.connections > 0, "limits.connections", "is 0", "write a number above 0")?;
+        let watermark = self.limits.memory_high_watermark_bytes;
+        need(
+            watermark.is_none_or(|bytes| bytes > 0),
+            "limits.memoryHighWatermarkBytes",
+            "is 0, so nobody could ever publish",
+            "write a number of bytes, or leave the key out",
+        )?;
         need(
             (1..=1024).contains(&self.limits.journal_segment_mib),
             "limits.journalSegmentMib",

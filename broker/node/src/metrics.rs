@@ -27,6 +27,8 @@ pub struct NodeMetrics {
     pub journal_backlog_bytes: AtomicU64,
     /// When the core thread last finished a round, ms on its clock.
     pub last_round_ms: AtomicU64,
+    /// Free bytes on the disk below which publishers wait.
+    pub disk_free_limit_bytes: AtomicU64,
     /// The member has been ready.
     pub ready: AtomicBool,
     /// The engine's counters, as of the last round in which they were copied.
@@ -44,6 +46,7 @@ impl NodeMetrics {
             round_seconds: Histogram::new(exponential_buckets(0.000_01, 4.0, 10)),
             journal_backlog_bytes: AtomicU64::new(0),
             last_round_ms: AtomicU64::new(0),
+            disk_free_limit_bytes: AtomicU64::new(0),
             ready: AtomicBool::new(false),
             engine: Mutex::default(),
         })
@@ -80,6 +83,7 @@ pub fn render(metrics: &Arc<NodeMetrics>, disk_free_bytes: u64) -> Result<String
         engine: m.engine(),
         journal_backlog_bytes,
         disk_free_bytes,
+        disk_free_limit_bytes: m.disk_free_limit_bytes.load(Ordering::Relaxed),
         ready,
     }));
     let mut out = String::new();
@@ -93,19 +97,54 @@ struct Snapshot {
     engine: Metrics,
     journal_backlog_bytes: u64,
     disk_free_bytes: u64,
+    disk_free_limit_bytes: u64,
     ready: bool,
 }
 
 impl Collector for Snapshot {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
         let e = &self.engine;
-        let gauges: [(&str, &str, u64); 11] = [
+        let gauges = [
             ("rabbitmq_connections", "Connections currently open", e.connections),
             ("rabbitmq_channels", "Channels currently open", e.channels),
             ("rabbitmq_consumers", "Consumers currently connected", e.consumers),
             ("rabbitmq_queues", "Queues available", e.queues),
             ("rabbitmq_process_resident_memory_bytes", "Memory used in bytes", resident_bytes()),
             ("rabbitmq_disk_space_available_bytes", "Disk space available in bytes", self.disk_free_bytes),
+            (
+                "rabbitmq_resident_memory_limit_bytes",
+                "Memory high watermark in bytes, 0 for none",
+                e.memory_high_watermark_bytes,
+            ),
+            (
+                "rabbitmq_disk_space_available_limit_bytes",
+                "Free disk space low watermark in bytes",
+                self.disk_free_limit_bytes,
+            ),
+            (
+                "rabbitmq_alarms_memory_used_watermark",
+                "1 while this member uses more memory than the high watermark",
+                u64::from(e.memory_alarm),
+            ),
+            (
+                "rabbitmq_alarms_free_disk_space_watermark",
+                "1 while less disk space is free than the limit",
+                u64::from(e.disk_alarm),
+            ),
+            (
+                "holdfast_cluster_alarm",
+                "1 while some member has an alarm, so that publishers wait here too",
+                u64::from(e.cluster_alarm),
+            ),
+            ("holdfast_connections_blocked", "Connections that an alarm has blocked", e.blocked_connections),
+            (
+                "holdfast_unconfirmed_bytes",
+                "Messages of clients here not taken in yet by their queues",
+                e.unconfirmed_bytes,
+            ),
+            ("holdfast_assembling_bytes", "Messages of which only a part has come", e.assembling_bytes),
+            ("holdfast_delivery_backlog_bytes", "Deliveries that clients have not taken yet", e.backlog_bytes),
+            ("holdfast_transient_bytes", "Messages and commands kept for transient queues here", e.transient_bytes),
             ("holdfast_groups", "Replicas of Raft groups on this member", e.groups),
             ("holdfast_groups_leading", "Raft groups led by this member", e.groups_leading),
             (
@@ -156,12 +195,18 @@ mod tests {
         let metrics = NodeMetrics::new();
         metrics.connections_opened.inc();
         metrics.engine.lock().unwrap().confirmed = 7;
+        metrics.engine.lock().unwrap().memory_alarm = true;
+        metrics.engine.lock().unwrap().blocked_connections = 3;
         metrics.sync_seconds.observe(0.001);
         let text = render(&metrics, 5).unwrap();
         for line in [
             "rabbitmq_connections_opened_total 1",
             "rabbitmq_global_messages_confirmed_total 7",
             "rabbitmq_disk_space_available_bytes 5",
+            "rabbitmq_alarms_memory_used_watermark 1",
+            "rabbitmq_alarms_free_disk_space_watermark 0",
+            "rabbitmq_resident_memory_limit_bytes 0",
+            "holdfast_connections_blocked 3",
             "holdfast_journal_sync_seconds_count 1",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} in\n{text}");

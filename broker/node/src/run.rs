@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use holdfast_engine::identity::{Identity, MemberUuid};
-use holdfast_engine::{Input, Member, MemberConfig, Start};
+use holdfast_engine::{Budgets, Input, Member, MemberConfig, Start};
 use holdfast_journal::{Journal, JournalConfig, JournalError, RealFileSystem, Recovered};
 use holdfast_queue::ids::BootId;
 use tokio::net::TcpListener;
@@ -24,6 +25,7 @@ use crate::http_server;
 use crate::inbox::{Arrival, Inbox, Lanes};
 use crate::journal_thread;
 use crate::listen::listen;
+use crate::memory;
 use crate::metrics::NodeMetrics;
 use crate::passwords::Passwords;
 use crate::peers::Peers;
@@ -103,6 +105,11 @@ impl Listeners {
     }
 }
 
+fn disk_free_limit_bytes(config: &Config) -> u64 {
+    let limits = &config.limits;
+    limits.disk_free_limit_bytes.unwrap_or(LOW_SPACE_SEGMENTS * (limits.journal_segment_mib << 20))
+}
+
 type OpenJournal = Journal<RealFileSystem>;
 
 fn open_journal(data_dir: &DataDir, config: &Config) -> Result<(OpenJournal, Recovered), Failure> {
@@ -118,7 +125,7 @@ fn open_journal(data_dir: &DataDir, config: &Config) -> Result<(OpenJournal, Rec
     let layout = JournalConfig {
         segment_bytes,
         nonce,
-        low_space_bytes: LOW_SPACE_SEGMENTS * segment_bytes,
+        low_space_bytes: disk_free_limit_bytes(config),
         reserve_bytes: RESERVE_SEGMENTS * segment_bytes,
         ..JournalConfig::default()
     };
@@ -168,6 +175,7 @@ struct Process<'a> {
 impl Process<'_> {
     fn work(&self, listeners: Listeners, journal: OpenJournal, recovered: Recovered) -> Result<Ended, Failure> {
         let (clock, metrics) = (Clock::start(), NodeMetrics::new());
+        metrics.disk_free_limit_bytes.store(disk_free_limit_bytes(self.config), Ordering::Relaxed);
         let (inbox, lanes) = Inbox::new();
         let reader = journal.reader();
         let start = Start {
@@ -186,6 +194,7 @@ impl Process<'_> {
         let (journal, _thread) = journal_thread::start(journal, inbox.control.clone(), metrics.clone(), end_process)
             .map_err(|error| internal("cannot start the journal's thread", &error))?;
         let (own_host, _) = host_and_port(&self.config.advertise.peer).unwrap_or_default();
+        self.runtime.spawn(memory::watch(inbox.clone(), self.high_watermark_bytes()));
         let peers = Peers::new(inbox.clone(), self.certificates.client()?, own_host);
         self.serve(listeners, &inbox, &peers, &metrics, clock)?;
         let doors = Doors {
@@ -203,12 +212,26 @@ impl Process<'_> {
         self.runtime.block_on(until_ended(inbox, ended, patience))
     }
 
+    fn high_watermark_bytes(&self) -> u64 {
+        let configured = self.config.limits.memory_high_watermark_bytes;
+        configured.unwrap_or_else(|| memory::default_high_watermark_bytes(memory::limit_bytes()))
+    }
+
     fn member_config(&self) -> MemberConfig {
+        let memory_bytes = match self.high_watermark_bytes() {
+            0 => u64::MAX,
+            bytes => bytes,
+        };
+        let mut replication = MemberConfig::default().replication;
+        let eighth = usize::try_from(memory_bytes / 8).unwrap_or(usize::MAX);
+        replication.cache_bytes = replication.cache_bytes.min(eighth);
         MemberConfig {
             name: self.config.member.name.clone(),
             zone: self.config.member.zone.clone(),
             advertise_peer: self.config.advertise.peer.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
+            budgets: Budgets::within(memory_bytes),
+            replication,
             ..MemberConfig::default()
         }
     }

@@ -142,7 +142,7 @@ impl Channel {
         shared.held_bytes -= backlog_bytes + transaction_bytes + self.assembly.held_bytes;
         self.assembly = Assembly::default();
         self.waiting = None;
-        self.held.clear();
+        shared.held_delivery_bytes -= self.held.drain(..).map(|(_, delivery)| delivery.size_bytes()).sum::<usize>();
         self.consumers.clear();
         self.unacked = Unacked::default();
         closing
@@ -227,6 +227,7 @@ impl Channel {
             return;
         };
         if !known.no_ack && (!self.held.is_empty() || self.is_full()) {
+            shared.held_delivery_bytes += delivery.size_bytes();
             self.held.push_back((consumer, delivery));
             return;
         }
@@ -247,6 +248,7 @@ impl Channel {
     pub fn release(&mut self, shared: &mut Shared) {
         while !self.is_full() {
             let Some((consumer, delivery)) = self.held.pop_front() else { break };
+            shared.held_delivery_bytes -= delivery.size_bytes();
             self.send(consumer, delivery, shared);
         }
     }
@@ -282,6 +284,7 @@ impl Channel {
         let (of_it, others) = std::mem::take(&mut self.held).into_iter().partition(|(owner, _)| *owner == consumer);
         self.held = others;
         let of_it: VecDeque<(u32, Delivery)> = of_it;
+        shared.held_delivery_bytes -= of_it.iter().map(|(_, delivery)| delivery.size_bytes()).sum::<usize>();
         let runs = of_it.into_iter().map(|(_, it)| Run::one(Handle { consumer, queue: it.queue, number: it.number }));
         settle_all(self.id, Outcome::Requeue, runs, &mut shared.out);
         removed

@@ -66,7 +66,13 @@ impl Connection {
     pub fn new(config: Config, now_us: u64) -> Connection {
         let deadline_us = now_us.saturating_add(config.handshake_timeout_us);
         Connection {
-            shared: Shared { config, out: Outbox::default(), client: Client::default(), held_bytes: 0 },
+            shared: Shared {
+                config,
+                out: Outbox::default(),
+                client: Client::default(),
+                held_bytes: 0,
+                held_delivery_bytes: 0,
+            },
             phase: Phase::Header { deadline_us },
             heartbeat: Heartbeat::new(now_us),
             decoder: FrameDecoder::new(),
@@ -178,9 +184,16 @@ impl Connection {
         self.process(now_us);
     }
 
-    /// Octets waiting in `poll_transmit`.
+    /// Octets for the client that are not handed out yet: waiting in `poll_transmit`, or held back by the prefetch of a
+    /// channel.
     pub fn queued_bytes(&self) -> usize {
-        self.shared.out.queued_bytes()
+        self.shared.out.queued_bytes() + self.shared.held_delivery_bytes
+    }
+
+    /// Octets from the client that are kept: of bodies under way, of methods that wait for an answer, of uncommitted
+    /// publishes.
+    pub fn held_bytes(&self) -> usize {
+        self.shared.held_bytes
     }
 
     /// The secret is taken, or not.
@@ -570,6 +583,7 @@ impl Connection {
         }
         self.channels.clear();
         self.shared.held_bytes = 0;
+        self.shared.held_delivery_bytes = 0;
         self.shared.out.forget_handed();
         self.shared.out.request(Request::ConnectionLost { why });
         self.phase = Phase::Closed;

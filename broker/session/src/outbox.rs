@@ -19,6 +19,8 @@ pub(crate) struct Shared {
     pub client: Client,
     /// Octets of bodies under way, of methods held back, and of uncommitted publishes.
     pub held_bytes: usize,
+    /// Octets of deliveries that the prefetch of a whole channel holds back.
+    pub held_delivery_bytes: usize,
 }
 
 /// What is known of the client.

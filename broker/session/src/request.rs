@@ -270,6 +270,13 @@ pub struct Delivery {
     pub body: Bytes,
 }
 
+impl Delivery {
+    /// About what it keeps in memory, octets.
+    pub fn size_bytes(&self) -> usize {
+        size_of::<Self>() + self.properties.len() + self.body.len()
+    }
+}
+
 /// The engine's answer to a [`Call`] or to `CloseChannel`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Reply {

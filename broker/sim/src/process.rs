@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use holdfast_engine::identity::MemberUuid;
-use holdfast_engine::{Input, LinkId, Member, MemberConfig, Start};
+use holdfast_engine::{Budgets, Input, LinkId, Member, MemberConfig, Start};
 use holdfast_journal::{
     Batch, Chore, EntryReader, Journal, JournalConfig, JournalReader, Op, Recovered, Upkeep, Written,
 };
@@ -16,6 +16,14 @@ use holdfast_replica::HostConfig;
 use crate::disk::SimDisk;
 use crate::mutants::Mutation;
 use crate::rng::Rng;
+
+/// Every other process has budgets so small that publishers wait and deliveries are left in the journal all the time.
+fn budgets_for(seed: u64) -> Budgets {
+    if seed.is_multiple_of(2) {
+        return Budgets::default();
+    }
+    Budgets { unconfirmed_bytes: 4_000, client_backlog_bytes: 500, backlog_bytes: 2_000, ..Budgets::default() }
+}
 
 /// Limits so small that checkpoints, compaction and Raft snapshots happen many times within a run.
 #[must_use]
@@ -156,6 +164,7 @@ impl Process {
             zone: self.zone.clone(),
             advertise_peer: self.address.clone(),
             replication: self.limits.clone(),
+            budgets: budgets_for(start.seed),
             ..MemberConfig::default()
         };
         let member = Member::new(config, start).map_err(|error| format!("{}: {error}", self.name))?;

@@ -1,13 +1,13 @@
 //! Members die, come back on damaged disks, and lose touch.
 
 use holdfast_engine::identity::{IdentityError, MemberUuid};
-use holdfast_engine::{Input, Member, MemberConfig, Start};
+use holdfast_engine::{Budgets, Input, Member, MemberConfig, Start};
 use holdfast_journal::Recovered;
 use holdfast_queue::ids::BootId;
 use holdfast_queue::time::Instant;
 use holdfast_replica::HostConfig;
 
-use super::{Cluster, MemoryDisk, Running, address};
+use super::{Client, Cluster, MemoryDisk, Running, address};
 
 /// Starts a member; checkpoints come early, so that logs are compacted within a test.
 pub fn start(
@@ -16,12 +16,14 @@ pub fn start(
     recovered: Recovered,
     disk: &MemoryDisk,
     now: Instant,
+    budgets: Budgets,
 ) -> Result<Member<MemoryDisk>, IdentityError> {
     let config = MemberConfig {
         name: format!("m{at}"),
         zone: format!("zone-{at}"),
         advertise_peer: address(at),
         replication: HostConfig { checkpoint_entries: 100, ..HostConfig::default() },
+        budgets,
         ..MemberConfig::default()
     };
     let start = Start {
@@ -47,6 +49,13 @@ impl Cluster {
             self.inputs.push_back((member, Input::LinkDown { link, reason: "reset".into() }));
         }
         self.links.retain(|(member, _), _| *member != at);
+    }
+
+    /// The client's socket takes what it did not take so far.
+    pub fn unstall(&mut self, client: &Client) {
+        self.stalled.retain(|conn| *conn != client.conn);
+        let total = self.written.get(&(client.at, client.conn)).copied().unwrap_or(0);
+        self.inputs.push_back((client.at, Input::ClientWritten { conn: client.conn, total }));
     }
 
     /// Breaks the links of two members, for good.
@@ -80,7 +89,7 @@ impl Cluster {
         let mut recovered = disk.recover();
         damage(&mut recovered);
         self.starts += 1;
-        let member = start(at, 1_000 + self.starts, recovered, &disk, self.now)?;
+        let member = start(at, 1_000 + self.starts, recovered, &disk, self.now, self.budgets)?;
         self.members[at] = Some(Running { member, dialled: Vec::new() });
         self.settle();
         for other in 0..self.members.len() {

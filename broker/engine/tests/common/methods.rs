@@ -1,9 +1,10 @@
 //! What a client asks for.
 
 use bytes::{Bytes, BytesMut};
+use holdfast_queue::time::Duration;
 use holdfast_wire::{ContentHeader, FieldTable, Method};
 
-use super::short;
+use super::{Client, Cluster, short};
 
 pub fn declare(queue: &str, durable: bool, exclusive: bool) -> Method {
     Method::QueueDeclare {
@@ -41,4 +42,24 @@ pub fn publish_frames(exchange: &str, key: &str, mandatory: bool, body: &str) ->
         holdfast_wire::write_frame_end(&mut out);
     }
     out.freeze()
+}
+
+impl Client {
+    /// Subscribes without waiting for the answer.
+    pub fn consume_unanswered(&mut self, cluster: &mut Cluster, queue: &str, tag: &str) {
+        self.send(cluster, 1, consume(queue, tag, false));
+        cluster.run(Duration::from_millis(100));
+    }
+
+    /// All messages that are here already, with their consumer's tag, whatever else came between them.
+    pub fn bodies_by_consumer(&mut self, cluster: &mut Cluster) -> Vec<(String, String)> {
+        let mut bodies = Vec::new();
+        while let Some(frame) = self.frame(cluster) {
+            let method = Method::decode(frame.payload).expect("well formed");
+            if let Method::BasicDeliver { consumer_tag, .. } = method {
+                bodies.push((consumer_tag.as_str().to_owned(), self.content(cluster)));
+            }
+        }
+        bodies
+    }
 }

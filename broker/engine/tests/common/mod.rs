@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::{Bytes, BytesMut};
 use holdfast_engine::admin::{AdminAction, AdminError, AdminReply, AdminRequest, ExpectedMember, UserCredentials};
-use holdfast_engine::{AdminRequestId, ConnId, FRAME_ROOM_BYTES, Input, LinkId, LinkOrigin, Member, Output};
+use holdfast_engine::{AdminRequestId, Budgets, ConnId, FRAME_ROOM_BYTES, Input, LinkId, LinkOrigin, Member, Output};
 use holdfast_journal::Recovered;
 use holdfast_queue::ids::GroupId;
 use holdfast_queue::time::{Duration, Instant};
@@ -29,6 +29,7 @@ struct Running {
 pub struct Cluster {
     pub now: Instant,
     members: Vec<Option<Running>>,
+    budgets: Budgets,
     /// Disks outlive their members.
     disks: Vec<MemoryDisk>,
     starts: u64,
@@ -54,6 +55,10 @@ pub struct Cluster {
     pub exits: Vec<(usize, bool, String)>,
     /// Clients whose sockets take nothing.
     pub stalled: Vec<ConnId>,
+    /// Clients that are not to be read from; what they send waits.
+    pub paused: std::collections::BTreeSet<(usize, ConnId)>,
+    /// What they sent meanwhile.
+    unread: BTreeMap<(usize, ConnId), VecDeque<Bytes>>,
     /// Real time spent inside each of the first three members.
     pub spent: [std::time::Duration; 3],
 }
@@ -65,6 +70,11 @@ fn address(member: usize) -> String {
 impl Cluster {
     /// Blank members.
     pub fn blank(count: usize) -> Cluster {
+        Cluster::blank_with(count, Budgets::default())
+    }
+
+    /// Blank members with these budgets.
+    pub fn blank_with(count: usize, budgets: Budgets) -> Cluster {
         let mut cluster = Cluster {
             now: Instant(1_000_000),
             members: Vec::new(),
@@ -81,16 +91,20 @@ impl Cluster {
             replies: BTreeMap::new(),
             next_admin: 0,
             default_min_in_sync_replicas: 0,
+            budgets,
             losses: Vec::new(),
             largest_body: 64 << 10,
             events: Vec::new(),
             exits: Vec::new(),
             stalled: Vec::new(),
+            paused: Default::default(),
+            unread: BTreeMap::new(),
             spent: Default::default(),
         };
         for at in 0..count {
             let disk = MemoryDisk::default();
-            let member = faults::start(at, 100 + at as u64, Recovered::default(), &disk, cluster.now).expect("blank");
+            let member =
+                faults::start(at, 100 + at as u64, Recovered::default(), &disk, cluster.now, budgets).expect("blank");
             cluster.disks.push(disk);
             cluster.members.push(Some(Running { member, dialled: Vec::new() }));
         }
@@ -99,7 +113,12 @@ impl Cluster {
 
     /// Members of one cluster, ready, with the user `guest`, whose password is `guest`.
     pub fn ready(count: usize) -> Cluster {
-        let mut cluster = Cluster::blank(count);
+        Cluster::ready_with(count, Budgets::default())
+    }
+
+    /// The same, with these budgets.
+    pub fn ready_with(count: usize, budgets: Budgets) -> Cluster {
+        let mut cluster = Cluster::blank_with(count, budgets);
         let reply = cluster.bootstrap("c1");
         assert_eq!(reply, Ok(AdminReply::Done));
         cluster.wait("all members are ready", |cluster| (0..count).all(|at| cluster.member(at).ready()));
@@ -234,7 +253,16 @@ impl Cluster {
                 self.closed.insert((at, conn), ());
                 self.inputs.push_back((at, Input::ClientClosed { conn }));
             }
-            Output::ClientPause { .. } => {}
+            Output::ClientPause { conn, paused } => {
+                if paused {
+                    self.paused.insert((at, conn));
+                } else {
+                    self.paused.remove(&(at, conn));
+                    for bytes in self.unread.remove(&(at, conn)).unwrap_or_default() {
+                        self.inputs.push_back((at, Input::ClientBytes { conn, bytes }));
+                    }
+                }
+            }
             Output::CheckPassword { token, hash, password } => {
                 let ok = hash.as_bytes() == [b"hash of ", password.as_ref()].concat();
                 self.inputs.push_back((at, Input::PasswordChecked { token, ok }));
@@ -348,7 +376,12 @@ pub fn short(text: &str) -> ShortStr {
 
 impl Client {
     pub fn send_bytes(&mut self, cluster: &mut Cluster, bytes: Bytes) {
-        cluster.inputs.push_back((self.at, Input::ClientBytes { conn: self.conn, bytes }));
+        let end = (self.at, self.conn);
+        if cluster.paused.contains(&end) {
+            cluster.unread.entry(end).or_default().push_back(bytes);
+        } else {
+            cluster.inputs.push_back((self.at, Input::ClientBytes { conn: self.conn, bytes }));
+        }
     }
 
     pub fn send(&mut self, cluster: &mut Cluster, channel: u16, method: Method) {
@@ -415,6 +448,7 @@ impl Client {
         let capabilities = FieldTable::from_entries([
             ("authentication_failure_close", holdfast_wire::FieldValue::Bool(true)),
             ("consumer_cancel_notify", holdfast_wire::FieldValue::Bool(true)),
+            ("connection.blocked", holdfast_wire::FieldValue::Bool(true)),
         ]);
         let capabilities = holdfast_wire::FieldValue::Table(capabilities.expect("short names"));
         let start_ok = Method::ConnectionStartOk {

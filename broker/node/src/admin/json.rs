@@ -1,5 +1,6 @@
 //! Bodies of the admin API's requests and answers.
 
+use holdfast_engine::Alarms;
 use holdfast_engine::admin::{
     AdminError, AdminErrorKind, ExpectedMember, Failover, GroupReport, Health, MemberHealth, ReplicaReport, UserReport,
 };
@@ -155,9 +156,15 @@ pub fn health(health: &Health, version: &str, disk: Disk) -> serde_json::Value {
         "lastFailover": health.last_failover.map(failover),
         "failovers": health.failovers,
         "members": health.members.iter().map(member).collect::<Vec<_>>(),
+        "alarms": health.alarms.iter().map(alarm).collect::<Vec<_>>(),
+        "blockedConnections": health.blocked_connections,
         "zoneFaultTolerant": health.zone_fault_tolerant,
         "zoneFaultBlocker": health.zone_fault_blocker,
     })
+}
+
+fn alarm((member, alarms): &(String, Alarms)) -> serde_json::Value {
+    serde_json::json!({ "member": member, "memory": alarms.memory, "disk": alarms.disk })
 }
 
 fn failover(failover: Failover) -> serde_json::Value {

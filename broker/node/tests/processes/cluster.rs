@@ -64,18 +64,46 @@ impl Cluster {
         cluster
     }
 
+    /// As [`Cluster::start`], on a file system in memory of this size, which only the cluster sees.
+    pub async fn start_on_small_disk(size_mib: u64) -> Self {
+        let temporary = tempfile::tempdir().unwrap();
+        let dir = temporary.path().join("cluster");
+        std::fs::create_dir(&dir).unwrap();
+        let mut command = Command::new("unshare");
+        let mount = r#"mount -t tmpfs -o size="$1"m tmpfs "$2" && shift 2 && exec "$@""#;
+        command.args(["--map-root-user", "--mount", "sh", "-c", mount, "sh", &size_mib.to_string()]);
+        command.arg(&dir).arg(program().get_program());
+        // Its own processes see the mount; the test goes through their root.
+        let data = dir.join("data");
+        let child = spawn_dev(command, &data);
+        let root = PathBuf::from(format!("/proc/{}/root", child.id()));
+        let mut cluster = Self::wait_for(child, root, &data).await;
+        cluster.temporary = Some(temporary);
+        cluster
+    }
+
+    /// Takes the room on a small disk, but for so much. Removing the file that is returned gives it back.
+    pub fn fill_disk(&self, left_mib: u64) -> PathBuf {
+        let path = self.dir.parent().expect("a mount point above the data").join("filler");
+        let free = rustix::fs::statvfs(&self.dir).map(|stat| stat.f_bavail * stat.f_frsize).unwrap();
+        let file = std::fs::File::create(&path).unwrap();
+        let taken = free.checked_sub(left_mib << 20).expect("more room than is to be left");
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, taken).unwrap();
+        path
+    }
+
     /// As [`Cluster::start`], in `dir`, which stays.
     pub async fn start_in(dir: &Path) -> Self {
+        let child = spawn_dev(program(), dir);
+        Self::wait_for(child, PathBuf::from("/"), dir).await
+    }
+
+    /// `dir` is as the cluster sees it, `root` what it sees as the root.
+    async fn wait_for(child: Child, root: PathBuf, dir: &Path) -> Self {
         let began = Instant::now();
-        let child = program()
-            .args(["dev", "--respawn", "--port", "0", "--data-dir"])
-            .arg(dir)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
+        let outside = |path: &Path| root.join(path.strip_prefix("/").expect("an absolute path"));
         let mut cluster = Self {
-            dir: dir.into(),
+            dir: outside(dir),
             child,
             admin: TlsFiles { ca: PathBuf::new(), cert: PathBuf::new(), key: PathBuf::new() },
             temporary: None,
@@ -90,7 +118,7 @@ impl Cluster {
             assert!(Instant::now() < end, "dev was not ready within {PATIENCE:?}");
             tokio::time::sleep(POLL).await;
         };
-        let file = |key: &str| PathBuf::from(description["tls"][key].as_str().unwrap());
+        let file = |key: &str| outside(Path::new(description["tls"][key].as_str().unwrap()));
         cluster.admin = TlsFiles { ca: file("ca"), cert: file("cert"), key: file("key") };
         println!("cluster ready after {:.1} s", began.elapsed().as_secs_f64());
         cluster
@@ -194,6 +222,12 @@ impl Drop for Cluster {
             let _ = self.child.wait();
         }
     }
+}
+
+/// `command` runs the program, `dev` and what follows are added.
+fn spawn_dev(mut command: Command, dir: &Path) -> Child {
+    command.args(["dev", "--respawn", "--port", "0", "--data-dir"]).arg(dir);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap()
 }
 
 fn signal(pid: i32, signal: Signal) {

@@ -5,6 +5,7 @@
 mod bad_input;
 mod cluster;
 mod disk_faults;
+mod full_disk;
 mod journal;
 mod starting;
 mod survival;

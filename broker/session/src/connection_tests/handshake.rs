@@ -222,6 +222,22 @@ fn a_new_secret_is_passed_on() {
 }
 
 #[test]
+fn blocked_has_rabbitmqs_octets_and_clients_that_do_not_know_it_hear_nothing() {
+    let mut script = Script::open();
+    script.connection.set_blocked(Some("low on memory"));
+    let frame = script.connection.poll_transmit(script.now_us).expect("a frame");
+    assert_eq!(&frame[..], b"\x01\x00\x00\x00\x00\x00\x12\x00\x0a\x00\x3c\x0dlow on memory\xce");
+    script.connection.set_blocked(None);
+    let frame = script.connection.poll_transmit(script.now_us).expect("a frame");
+    assert_eq!(&frame[..], b"\x01\x00\x00\x00\x00\x00\x04\x00\x0a\x00\x3d\xce");
+
+    let mut script = Script::open_as(Config::default(), FieldTable::default());
+    script.connection.set_blocked(Some("low on memory"));
+    script.connection.set_blocked(None);
+    assert_eq!(script.methods(), []);
+}
+
+#[test]
 fn blocked_and_unblocked_are_told_once() {
     let mut script = Script::open();
     script.connection.set_blocked(Some("low on disk"));

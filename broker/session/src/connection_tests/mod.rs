@@ -134,9 +134,14 @@ impl Script {
     }
 
     fn open_with(config: Config) -> Script {
+        Script::open_as(config, all_capabilities())
+    }
+
+    /// A client that says so of itself.
+    fn open_as(config: Config, client_properties: FieldTable) -> Script {
         let mut script = Script::new(config);
         script.bytes(Bytes::copy_from_slice(&PROTOCOL_HEADER));
-        script.send(0, start_ok("PLAIN", b"\0guest\0secret", all_capabilities()));
+        script.send(0, start_ok("PLAIN", b"\0guest\0secret", client_properties));
         script.connection.reply_authenticated(true, 0);
         script.send(0, tune_ok(2047, 131_072, 60));
         script.send(0, Method::ConnectionOpen { virtual_host: short("/") });
