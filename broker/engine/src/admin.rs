@@ -69,6 +69,21 @@ pub enum AdminAction {
     Queues { limit: usize },
     /// `PUT /v1/members`: the whole list of expected members.
     PutMembers { members: Vec<ExpectedMember> },
+    /// `DELETE /v1/members/{name}`: asks a member to leave. The contract:
+    ///
+    /// - The answer `{}` means that the wish is in the metadata; the member is taken off the list of expected members, gets
+    ///   no new replicas, and its replicas move to others, leaderships first, a few groups at a time. It serves meanwhile.
+    /// - It is over when the member is no longer among `members` of `GET /v1/health` of any other member. The process that
+    ///   was removed is refused by the others from then on; stop it, and only then delete its volume.
+    /// - How far it is, and what holds it, is in `GET /v1/rebalance` (`leaving`, `moves`).
+    /// - 409 refuses, with the group and the reason: fewer voters than a group should have would be left, or a group would
+    ///   be without a majority that answers. Nothing has changed then.
+    /// - A repeat is harmless. A member cannot be called back; a blank disk under its name may join once it is expected
+    ///   again. 404: no such member (any more).
+    RemoveMember { name: String },
+    /// `GET /v1/rebalance`: which groups change their replicas. Only the leader of group 0 knows: others answer 503, and
+    /// name it in the hint (it is `metadataLeader` of `GET /v1/health`).
+    Rebalance,
 }
 
 /// A successful answer.
@@ -87,6 +102,62 @@ pub enum AdminReply {
     Drained {
         remaining: usize,
     },
+    Rebalance(Box<RebalanceReport>),
+}
+
+/// How a group's move stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MoveState {
+    /// It goes on.
+    Running,
+    /// Something must happen first; it is tried again every few seconds.
+    Held,
+    Done,
+}
+
+impl MoveState {
+    /// As the admin API spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Held => "held",
+            Self::Done => "done",
+        }
+    }
+}
+
+/// A group that changes its replicas.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MoveReport {
+    pub group: GroupId,
+    /// Queues in it, as `vhost/name`.
+    pub queues: Vec<String>,
+    /// Names of the members that hold it.
+    pub from: Vec<String>,
+    /// Names of the members that should hold it.
+    pub to: Vec<String>,
+    pub state: MoveState,
+    /// What is being done, or what holds it.
+    pub why: String,
+    /// Wall clock, ms since 1970, when this coordinator first let it move.
+    pub since_ms: u64,
+}
+
+/// The answer of `GET /v1/rebalance`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RebalanceReport {
+    /// Running and held ones, at most 100, then the last 20 that are done.
+    pub moves: Vec<MoveReport>,
+    /// Groups whose replicas are not where they should be, group 0 left out.
+    pub unsettled: usize,
+    /// Of these, how many wait for their turn.
+    pub waiting: usize,
+    /// Group 0 is where it should be.
+    pub metadata_settled: bool,
+    /// Names of members that are on their way out.
+    pub leaving: Vec<String>,
+    /// What is done about groups that are led elsewhere than they should be, or why nothing is.
+    pub leaders: String,
 }
 
 /// A refused or failed request.

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_journal::EntryReader;
-use holdfast_queue::ids::{GroupId, MemberId};
+use holdfast_queue::ids::{GroupId, MemberId, ReplicaId};
 use holdfast_queue::meta::{
-    ExpectedMember as MetaExpected, MetaCommand, MetaReply, NewMember, NewUser, UserInfo, keys_not_honoured,
+    ExpectedMember as MetaExpected, MetaCommand, MetaReply, NewMember, NewUser, Standing, UserInfo, keys_not_honoured,
 };
 use holdfast_queue::time::{Duration, Instant};
 use holdfast_replica::{GroupStatus, Role};
@@ -126,6 +126,21 @@ impl<R: EntryReader> Member<R> {
                 self.ask_for_admin(request, Some(request), MetaCommand::SetExpected { expected })?;
                 Ok(None)
             }
+            AdminAction::RemoveMember { name } => {
+                let member = self.member_to_remove(&name)?;
+                self.ask_for_admin(request, Some(request), MetaCommand::RetireMember { member })?;
+                Ok(None)
+            }
+            AdminAction::Rebalance => match self.rebalance_report() {
+                Some(report) => Ok(Some(AdminReply::Rebalance(Box::new(report)))),
+                None => {
+                    let leader = self.leaderships.announced.get(&GroupId::META).map(|(leader, _)| *leader);
+                    let name = leader.and_then(|leader| self.name_of(leader));
+                    let hint = name.map_or("ask again soon".to_owned(), |name| format!("ask member '{name}'"));
+                    let error = "this member does not lead the metadata, which coordinates moves";
+                    Err(refused(AdminErrorKind::Unavailable, error, &hint))
+                }
+            },
         }
     }
 
@@ -197,7 +212,11 @@ impl<R: EntryReader> Member<R> {
         }
         let reply = match reply {
             MetaReply::Refused { refusal } => {
-                let kind = if refusal.code == 404 { AdminErrorKind::NotFound } else { AdminErrorKind::BadRequest };
+                let kind = match refusal.code {
+                    404 => AdminErrorKind::NotFound,
+                    406 => AdminErrorKind::Conflict,
+                    _ => AdminErrorKind::BadRequest,
+                };
                 Err(refused(kind, refusal.text, ""))
             }
             _ => Ok(AdminReply::Done),
@@ -243,7 +262,7 @@ impl<R: EntryReader> Member<R> {
             let addresses = members.iter().map(|member| member.address.clone());
             let peers = addresses.filter(|address| *address != self.config.advertise_peer).collect();
             self.found_cluster(cluster_id.clone(), peers);
-        } else if !joined_elsewhere && !has_metadata && !self.cluster_is_there() {
+        } else if !joined_elsewhere && !has_metadata && !self.cluster_is_there() && !self.is_metadata_lost() {
             // The process ended between the identity and the birth of group 0.
             self.create_metadata();
         }
@@ -280,6 +299,36 @@ impl<R: EntryReader> Member<R> {
         for request in std::mem::take(&mut self.admin.bootstrap) {
             self.admin_reply(request, reply.clone());
         }
+    }
+
+    /// The member of this name, if its groups can do without it at the moment.
+    fn member_to_remove(&self, name: &str) -> Result<MemberId, AdminError> {
+        let Some(meta) = self.metadata() else {
+            return Err(refused(AdminErrorKind::Unavailable, "this member has no metadata yet", "ask another member"));
+        };
+        // Of two members of one name, one has replaced the other, which is on its way out already.
+        let mut named = meta.members().filter(|(_, info)| info.name == name).collect::<Vec<_>>();
+        named.sort_by_key(|(_, info)| matches!(info.standing, Standing::Replaced { .. }));
+        let Some((id, _)) = named.first().copied() else {
+            return Err(refused(AdminErrorKind::NotFound, format!("there is no member '{name}'"), ""));
+        };
+        let answers =
+            |member: MemberId| member == self.me() || self.peers.get(member).is_some_and(|peer| !peer.suspected);
+        for (group, info) in meta.groups() {
+            let others: Vec<MemberId> =
+                info.voters.iter().map(|voter| voter.member).filter(|member| *member != id).collect();
+            let concerned = others.len() < info.voters.len();
+            let able = others.iter().filter(|member| answers(**member)).count();
+            if concerned && !others.is_empty() && able <= others.len() / 2 {
+                let error = format!(
+                    "without member '{name}' only {able} of the other {} voters of group {group} would answer",
+                    others.len()
+                );
+                let hint = "wait until the other members are up, or repair them first";
+                return Err(refused(AdminErrorKind::Conflict, error, hint));
+            }
+        }
+        Ok(id)
     }
 
     fn transfer(&mut self, group: GroupId, to: &str) -> Result<(), AdminError> {
@@ -426,11 +475,11 @@ impl<R: EntryReader> Member<R> {
         for (group, status) in statuses.iter().filter(|(_, status)| status.me_leading) {
             let voters: Vec<_> = status.peers.iter().filter(|peer| peer.voter).collect();
             let majority = voters.len() / 2 + 1;
-            let zones: BTreeSet<&str> = voters.iter().map(|peer| zone_of(peer.member)).collect();
+            let zones: BTreeSet<&str> = voters.iter().map(|peer| zone_of(peer.replica.member)).collect();
             for zone in zones {
                 let left = voters
                     .iter()
-                    .filter(|peer| zone_of(peer.member) != zone && peer.live && peer.lag <= CAUGHT_UP)
+                    .filter(|peer| zone_of(peer.replica.member) != zone && peer.live && peer.lag <= CAUGHT_UP)
                     .count();
                 if left < majority {
                     let zone = if zone.is_empty() { "(none given)" } else { zone };
@@ -449,15 +498,18 @@ impl<R: EntryReader> Member<R> {
         reports.collect()
     }
 
+    /// The queues of a group, as `vhost/name`.
+    pub(crate) fn queue_names(&self, group: GroupId) -> Vec<String> {
+        let Some(meta) = self.metadata() else { return Vec::new() };
+        let queues = meta.group(group).into_iter().flat_map(|info| &info.queues);
+        queues.filter_map(|queue| meta.queue(*queue)).map(|info| format!("{}/{}", info.vhost, info.name)).collect()
+    }
+
     fn group_report(&self, group: GroupId, status: GroupStatus) -> GroupReport {
         let name = |member: MemberId| self.name_of(member).unwrap_or_else(|| member.to_string());
-        let meta = self.metadata();
-        let queues = meta.and_then(|meta| meta.group(group)).map(|info| info.queues.clone()).unwrap_or_default();
-        let queue_name =
-            |queue| meta.and_then(|meta| meta.queue(queue)).map(|info| format!("{}/{}", info.vhost, info.name));
-        let unknown = |member: &MemberId, voter| ReplicaReport {
-            member: *member,
-            name: name(*member),
+        let unknown = |member: &ReplicaId, voter| ReplicaReport {
+            member: member.member,
+            name: name(member.member),
             voter,
             matched: 0,
             lag: 0,
@@ -467,8 +519,8 @@ impl<R: EntryReader> Member<R> {
             voters.chain(status.learners.iter().map(|member| unknown(member, false))).collect()
         } else {
             let known = status.peers.iter().map(|peer| ReplicaReport {
-                member: peer.member,
-                name: name(peer.member),
+                member: peer.replica.member,
+                name: name(peer.replica.member),
                 voter: peer.voter,
                 matched: peer.matched,
                 lag: peer.lag,
@@ -477,7 +529,7 @@ impl<R: EntryReader> Member<R> {
         };
         GroupReport {
             group,
-            queues: queues.into_iter().filter_map(queue_name).collect(),
+            queues: self.queue_names(group),
             leader: status.leader.map(name),
             leading: status.me_leading,
             term: status.term,
@@ -485,7 +537,7 @@ impl<R: EntryReader> Member<R> {
             applied: status.applied,
             quarantined: status.role == Role::Quarantined,
             in_sync_replicas: status.me_leading.then(|| self.host.as_ref().map_or(0, |it| it.voters_in_sync(group))),
-            min_in_sync_replicas: meta.map_or(0, |meta| meta.group_min_in_sync_replicas(group)),
+            min_in_sync_replicas: self.metadata().map_or(0, |meta| meta.group_min_in_sync_replicas(group)),
             replicas,
         }
     }

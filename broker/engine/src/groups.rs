@@ -252,9 +252,7 @@ impl<R: EntryReader> Member<R> {
                         self.compare_with_metadata();
                     }
                 }
-                HostOutput::MembershipChanged { group, index, voters, learners } => {
-                    self.membership_changed(group, index, voters, learners);
-                }
+                HostOutput::MembershipChanged { group, .. } => self.membership_changed(group),
                 HostOutput::OtherIncarnation { group, from, theirs } => self.event(
                     Severity::Warning,
                     format!("member {from} has another incarnation ({}) of group {group}", theirs.counter),
@@ -399,6 +397,7 @@ impl<R: EntryReader> Member<R> {
     fn leader_changed(&mut self, group: GroupId, term: u64, me_leading: bool) {
         self.copies.stop_leading(group);
         if !me_leading {
+            self.stop_moving(group);
             return self.leaderships.no_longer(group);
         }
         self.leaderships.led.insert(group, Leading::new(term));
@@ -421,6 +420,7 @@ impl<R: EntryReader> Member<R> {
         let term = leading.term;
         self.leaderships.news.push(group);
         self.group_led_by(group, me, term);
+        self.record_if_news(group);
     }
 
     /// Compares groups that this member has come to lead with metadata that is known to be fresh. By metadata of some

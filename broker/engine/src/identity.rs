@@ -43,6 +43,8 @@ pub struct Membership {
     /// True until the metadata is here: only a member that never had it may begin with an empty replica of group 0. Any
     /// other that finds none has lost its log, and with it what it voted for and acknowledged.
     pub joining: bool,
+    /// Which of this member's replicas of group 0 is the present one.
+    pub meta_generation: u32,
     /// Addresses of other members, so that a restarted member finds them before it has read group 0.
     pub peers: Vec<String>,
 }
@@ -54,6 +56,9 @@ pub struct Identity {
     pub membership: Option<Membership>,
     /// The highest `X-Holdfast-Token` seen; lower ones are refused.
     pub admin_token: u64,
+    /// Parts of this disk were lost, and with them perhaps whole replicas and what they had promised. Until it is clear
+    /// which, nothing that is missing here is made again as what it was.
+    pub forgetful: bool,
 }
 
 /// A data directory that its member cannot go on with.
@@ -75,12 +80,14 @@ const VERSION: u8 = 2;
 impl Identity {
     /// The identity of a data directory that belongs to no cluster yet.
     pub fn blank(uuid: MemberUuid) -> Self {
-        Self { uuid, membership: None, admin_token: 0 }
+        Self { uuid, membership: None, admin_token: 0, forgetful: false }
     }
 
-    /// A member that has had the metadata must find a replica of group 0, damaged or not.
+    /// A member that has had the metadata must find a replica of group 0, damaged or not; or the journal must know that it
+    /// has lost something, so that successors are asked for.
     pub(crate) fn check_log(&self, recovered: &Recovered) -> Result<(), IdentityError> {
         match &self.membership {
+            _ if self.forgetful || recovered.forgetful => Ok(()),
             Some(own) if !own.joining && !recovered.groups.iter().any(|group| group.key.group == GroupId::META.0) => {
                 Err(IdentityError::LogGone { member: own.member, cluster_id: own.cluster_id.clone() })
             }
@@ -93,6 +100,7 @@ impl Identity {
         let mut out = vec![VERSION];
         out.extend_from_slice(&self.uuid.0.to_be_bytes());
         out.extend_from_slice(&self.admin_token.to_be_bytes());
+        out.push(u8::from(self.forgetful));
         match &self.membership {
             None => out.push(0),
             Some(m) => {
@@ -101,6 +109,7 @@ impl Identity {
                 out.extend_from_slice(&m.cluster_epoch.to_be_bytes());
                 out.extend_from_slice(&m.member.0.to_be_bytes());
                 out.push(u8::from(m.joining));
+                out.extend_from_slice(&m.meta_generation.to_be_bytes());
                 out.extend_from_slice(&(m.peers.len() as u16).to_be_bytes());
                 for peer in &m.peers {
                     put_str(&mut out, peer);
@@ -118,6 +127,7 @@ impl Identity {
         }
         let uuid = MemberUuid(u128::from_be_bytes(r.take(16)?.try_into().expect("16 bytes")));
         let admin_token = r.u64()?;
+        let forgetful = r.take(1)?[0] != 0;
         let membership = match r.take(1)?[0] {
             0 => None,
             1 => {
@@ -125,16 +135,17 @@ impl Identity {
                 let cluster_epoch = r.u64()?;
                 let member = MemberId(r.u64()?);
                 let joining = r.take(1)?[0] != 0;
+                let meta_generation = r.u32()?;
                 let count = r.u16()?;
                 let peers = (0..count).map(|_| r.string()).collect::<Result<_, _>>()?;
-                Some(Membership { cluster_id, cluster_epoch, member, joining, peers })
+                Some(Membership { cluster_id, cluster_epoch, member, joining, meta_generation, peers })
             }
             _ => return Err(IdentityError::Unreadable("unknown kind of membership")),
         };
         if !r.0.is_empty() {
             return Err(IdentityError::Unreadable("trailing bytes"));
         }
-        Ok(Self { uuid, membership, admin_token })
+        Ok(Self { uuid, membership, admin_token, forgetful })
     }
 }
 
@@ -154,6 +165,10 @@ impl<'a> Reader<'a> {
 
     fn u16(&mut self) -> Result<u16, IdentityError> {
         Ok(u16::from_be_bytes(self.take(2)?.try_into().expect("2 bytes")))
+    }
+
+    fn u32(&mut self) -> Result<u32, IdentityError> {
+        Ok(u32::from_be_bytes(self.take(4)?.try_into().expect("4 bytes")))
     }
 
     fn u64(&mut self) -> Result<u64, IdentityError> {
@@ -179,9 +194,11 @@ mod tests {
                 cluster_epoch: 3,
                 member: MemberId(7),
                 joining: true,
+                meta_generation: 4,
                 peers: vec!["a:1".into(), "b:2".into()],
             }),
             admin_token: 9,
+            forgetful: true,
         };
         let bytes = identity.encode();
         assert_eq!(Identity::decode(&bytes), Ok(identity));

@@ -3,10 +3,10 @@
 use bytes::Bytes;
 use holdfast_journal::{Batch, BatchId, EntryReader, Op};
 use holdfast_queue::AnyMachine;
-use holdfast_queue::ids::{BootId, GroupId, Incarnation, MemberId, ReplicaId};
-use holdfast_queue::meta::{MetaCommand, MetaMachine, MetaReply, NewMember};
+use holdfast_queue::ids::{BootId, GroupId, Incarnation, MemberId};
+use holdfast_queue::meta::{MetaCommand, MetaMachine, MetaReply, NewMember, Standing};
 use holdfast_queue::time::{Duration, Instant};
-use holdfast_replica::{GroupBirth, Host, HostConfig, MembershipChange, group_key};
+use holdfast_replica::{GroupBirth, Host, HostConfig, group_key};
 
 use crate::identity::{MemberUuid, Membership};
 use crate::member::Member;
@@ -19,10 +19,6 @@ use crate::seam::{LinkId, Output, Severity};
 const ENDED_AFTER: Duration = Duration::from_secs(10);
 /// How often the leader of group 0 looks after the members.
 const CARE_EVERY: Duration = Duration::from_millis(250);
-/// Group 0 has at most this many voters (design §3.1).
-const META_VOTERS: usize = 5;
-/// A learner that lacks no more than this becomes a voter.
-const CAUGHT_UP: u64 = 100;
 /// Batches that the engine makes itself have this bit; the replica host never uses it.
 const OWN_BATCH: u64 = 1 << 63;
 const FIRST_EPOCH: u64 = 1;
@@ -110,8 +106,14 @@ impl<R: EntryReader> Member<R> {
     /// Makes this blank member the first one of a cluster.
     pub(crate) fn found_cluster(&mut self, cluster_id: String, peers: Vec<String>) {
         let member = MemberId(1);
-        self.identity.membership =
-            Some(Membership { cluster_id, cluster_epoch: FIRST_EPOCH, member, joining: true, peers });
+        self.identity.membership = Some(Membership {
+            cluster_id,
+            cluster_epoch: FIRST_EPOCH,
+            member,
+            joining: true,
+            meta_generation: 0,
+            peers,
+        });
         self.start_host();
         self.write_identity(AfterIdentity::Joined);
         self.create_metadata();
@@ -150,35 +152,24 @@ impl<R: EntryReader> Member<R> {
             cluster_epoch: invite.cluster_epoch,
             member: invite.member,
             joining: true,
+            meta_generation: invite.generation,
             peers: invite.peers,
         });
         self.start_host();
         self.write_identity(AfterIdentity::Joined);
-        let now = self.now;
-        let key = group_key(GroupId::META, invite.incarnation);
-        let machine = AnyMachine::Meta(MetaMachine::new());
-        if let Some(host) = self.host.as_mut()
-            && let Err(error) = host.join_group(key, machine, now)
-        {
-            self.event(Severity::Error, format!("group 0 cannot be joined: {error}"));
-        }
+        self.join_metadata(invite.incarnation);
     }
 
     /// The process ended between the identity and the replica of group 0: others of the cluster have the metadata.
     fn join_again(&mut self) {
         if self.is_settled()
+            || self.is_metadata_lost()
             || !self.cluster_is_there()
             || self.host.as_ref().is_none_or(|host| host.key(GroupId::META).is_some())
         {
             return;
         }
-        let now = self.now;
-        let key = group_key(GroupId::META, metadata_incarnation());
-        if let Some(host) = self.host.as_mut()
-            && let Err(error) = host.join_group(key, AnyMachine::Meta(MetaMachine::new()), now)
-        {
-            self.event(Severity::Error, format!("group 0 cannot be joined: {error}"));
-        }
+        self.join_metadata(metadata_incarnation());
     }
 
     /// True when another member of this member's cluster is linked.
@@ -248,8 +239,8 @@ impl<R: EntryReader> Member<R> {
             return;
         }
         self.admit_blank_members();
-        self.keep_metadata_replicas();
         self.end_silent_runs();
+        self.coordinate();
     }
 
     fn admit_blank_members(&mut self) {
@@ -263,6 +254,8 @@ impl<R: EntryReader> Member<R> {
             match meta.member_by_uuid(&uuid) {
                 Some(member) => invite.push((link, member)),
                 None if self.admitting.contains(&hello.uuid) => {}
+                // Two processes under one name: the one that is in the cluster and answers is the right one.
+                None if self.is_name_taken(&hello.name) => {}
                 None => admit.push((link, hello.uuid, wanted.clone(), uuid)),
             }
         }
@@ -276,6 +269,13 @@ impl<R: EntryReader> Member<R> {
         }
     }
 
+    /// True if a member of this name is in the cluster and answers.
+    fn is_name_taken(&self, name: &str) -> bool {
+        let Some(meta) = self.metadata() else { return false };
+        let named = meta.members().filter(|(_, info)| info.name == name && info.standing == Standing::Present);
+        named.map(|(id, _)| id).any(|id| id == self.me() || self.peers.get(id).is_some_and(|peer| !peer.suspected))
+    }
+
     /// The metadata has given a blank member its id.
     pub(crate) fn admitted(&mut self, link: LinkId, reply: MetaReply) {
         match reply {
@@ -287,57 +287,17 @@ impl<R: EntryReader> Member<R> {
     fn invite(&mut self, link: LinkId, member: MemberId) {
         let Some(meta) = self.metadata() else { return };
         let Some(cluster) = meta.cluster() else { return };
+        let wanted = meta.group(GroupId::META).and_then(|group| group.target.replica_on(member));
+        let Some(replica) = wanted else { return };
         let invite = Invite {
             cluster_id: cluster.cluster_id.clone(),
             cluster_epoch: cluster.epoch,
             member,
             incarnation: metadata_incarnation(),
+            generation: replica.generation,
             peers: meta.members().map(|(_, member)| member.address.clone()).collect(),
         };
         self.send_on(link, &PeerMessage::Invite(invite));
-    }
-
-    /// Every member has a replica of group 0; the first five vote.
-    fn keep_metadata_replicas(&mut self) {
-        let Some(status) = self.host.as_ref().and_then(|host| host.status(GroupId::META)) else { return };
-        let members: Vec<MemberId> =
-            self.metadata().map(|meta| meta.members().map(|(id, _)| id).collect()).unwrap_or_default();
-        let known = |member: &MemberId| status.voters.contains(member) || status.learners.contains(member);
-        let caught_up = |member: &&MemberId| {
-            let peer = status.peers.iter().find(|peer| peer.member == **member);
-            peer.is_some_and(|peer| peer.live && peer.matched > 0 && peer.lag <= CAUGHT_UP)
-        };
-        let newcomer = members.iter().find(|member| !known(member) && self.peers.is_linked(**member));
-        let change = if let Some(member) = newcomer {
-            MembershipChange::AddLearner(*member)
-        } else if status.voters.len() < META_VOTERS
-            && let Some(member) = status.learners.iter().find(caught_up)
-        {
-            MembershipChange::Promote(*member)
-        } else {
-            return;
-        };
-        if let Some(host) = self.host.as_mut() {
-            // Refused while another change is under way; it is tried again.
-            let _ = host.change_membership(GroupId::META, change);
-        }
-        self.next_care = self.now + Duration::from_millis(50);
-    }
-
-    /// A group's membership changed: the metadata records it.
-    pub(crate) fn membership_changed(
-        &mut self,
-        group: GroupId,
-        changed_at: u64,
-        voters: Vec<MemberId>,
-        learners: Vec<MemberId>,
-    ) {
-        if self.leaderships.led.contains_key(&group) {
-            let replicas = |members: Vec<MemberId>| members.into_iter().map(ReplicaId::founder).collect();
-            let (voters, learners) = (replicas(voters), replicas(learners));
-            let command = MetaCommand::SetReplicas { group, voters, learners, changed_at };
-            self.ask_metadata(command, Waiter::Nobody);
-        }
     }
 
     /// Declares runs over that were not heard for long. It is the run that counts, not the member: a member that was

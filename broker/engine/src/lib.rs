@@ -12,6 +12,8 @@
 //! | `groups`, `transient` | the leader's side: entries out of batches, effects back to homes; queues without Raft |
 //! | `metadata`, `leases` | this member's view of group 0, and the proof that it is fresh |
 //! | `join` | bootstrap, invitation, registration, and the care for who is in the cluster |
+//! | `replicas` | which replicas this member makes, destroys and has replaced |
+//! | `mover`, `rebalance` | a group's way to the replicas that it should have; which groups may go it at a time |
 //! | `peers`, `links`, `peer_message` | links, heartbeats, suspicion, relays; the peer protocol |
 //! | `alarms`, `flow` | memory and disk alarms; byte budgets that all connections share |
 //! | `admin`, `admin_requests`, `queue_reports`, `metrics`, `identity` | the operator's door; counters; who this disk is |
@@ -45,10 +47,13 @@ mod links;
 pub mod member;
 mod metadata;
 mod metrics;
+mod mover;
 mod peer_message;
 mod peers;
 mod publishing;
 mod queue_reports;
+mod rebalance;
+mod replicas;
 mod requests;
 mod rng;
 pub mod seam;

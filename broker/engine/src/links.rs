@@ -3,6 +3,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use holdfast_journal::EntryReader;
 use holdfast_queue::ids::MemberId;
+use holdfast_queue::meta::Standing;
 use holdfast_replica::Envelope;
 
 use crate::member::Member;
@@ -116,6 +117,24 @@ impl<R: EntryReader> Member<R> {
         }
     }
 
+    /// Ends the links with a member whose place another disk has taken.
+    pub(crate) fn fence_replaced(&mut self, member: MemberId) {
+        let standing = self.metadata().and_then(|meta| meta.member(member)).map(|info| info.standing);
+        if matches!(standing, Some(Standing::Replaced { .. })) {
+            self.fence(member, "another disk has taken its place");
+        }
+    }
+
+    /// Ends the links with a member that has no part in the cluster any more.
+    pub(crate) fn fence(&mut self, member: MemberId, why: &str) {
+        let with = |(link, hello): (LinkId, &Hello)| (hello.member == Some(member)).then_some(link);
+        let links: Vec<LinkId> = self.peers.greeted().filter_map(with).collect();
+        for link in links {
+            self.send_on(link, &PeerMessage::Refused { reason: why.to_owned() });
+            self.close_link(link, why.to_owned());
+        }
+    }
+
     fn close_link(&mut self, link: LinkId, reason: String) {
         let with = match self.peers.link(link).map(|link| &link.origin) {
             Some(LinkOrigin::Dialled { address }) => format!("to {address}"),
@@ -169,6 +188,16 @@ impl<R: EntryReader> Member<R> {
                 hello.name, hello.cluster_epoch, own.cluster_epoch
             ));
         }
+        let replaced = |member: MemberId| {
+            let info = self.metadata()?.member(member)?;
+            matches!(info.standing, Standing::Replaced { .. }).then(|| info.name.clone())
+        };
+        if let Some(name) = hello.member.and_then(replaced) {
+            return Some(format!("another disk has taken the place of this one under the name {name}"));
+        }
+        if let Some(id) = hello.member.filter(|id| self.metadata().is_some_and(|meta| meta.was_removed(*id))) {
+            return Some(format!("member {} ({id}) was removed from the cluster", hello.name));
+        }
         let uuid_of = self.metadata().and_then(|meta| meta.member(hello.member?)).map(|member| member.uuid.clone());
         let shown = crate::identity::MemberUuid(hello.uuid).to_string();
         uuid_of
@@ -180,6 +209,7 @@ impl<R: EntryReader> Member<R> {
         self.copies.recheck = true;
         match change {
             PeerChange::Returned { member, fresh_boot } => {
+                self.not_quiet();
                 if let Some(host) = self.host.as_mut() {
                     let boot = self.peers.get(member).map(|peer| peer.boot).unwrap_or_default();
                     host.member_returned(member, boot, self.now);
@@ -189,6 +219,7 @@ impl<R: EntryReader> Member<R> {
                 }
             }
             PeerChange::Suspected { member } => {
+                self.not_quiet();
                 self.event(Severity::Warning, format!("member {member} is silent"));
                 if let Some(host) = self.host.as_mut() {
                     host.member_suspected(member, self.now);
@@ -201,6 +232,7 @@ impl<R: EntryReader> Member<R> {
         let change = self.peers.heard(from, heartbeat.boot, self.now);
         if let Some(peer) = self.peers.get_mut(from) {
             peer.ready = heartbeat.ready;
+            peer.draining = heartbeat.draining;
             peer.hears.clone_from(&heartbeat.hears);
             peer.alarms = heartbeat.alarms;
             peer.transient_full = heartbeat.transient_full;
@@ -217,6 +249,7 @@ impl<R: EntryReader> Member<R> {
         if self.peers.heartbeat_due(self.now) {
             let write_age_ms = self.oldest_write_age_ms();
             let ready = self.ready();
+            let draining = self.host.as_ref().is_some_and(|host| host.is_draining());
             let members: Vec<MemberId> = self.peers.iter().map(|(member, _)| member).collect();
             let hears: Vec<MemberId> = self.peers.linked_and_heard().collect();
             for member in members {
@@ -225,6 +258,7 @@ impl<R: EntryReader> Member<R> {
                     hears: hears.clone(),
                     write_age_ms,
                     ready,
+                    draining,
                     alarms: self.alarms.own,
                     transient_full: self.transient_full(),
                 };
@@ -266,6 +300,11 @@ impl<R: EntryReader> Member<R> {
             PeerMessage::LeaseGrant { round, commit } => self.lease.granted(round, commit),
             PeerMessage::MetaApplied { index } => self.granter.report_applied(from, index),
             PeerMessage::InSync { group, term, replicas } => self.in_sync_told(group, term, replicas),
+            PeerMessage::Permit { group } => self.take_permit(from, group),
+            PeerMessage::MoveNote { group, note } => self.move_noted(group, note),
+            PeerMessage::Lead { group, to } => self.take_lead(group, to),
+            PeerMessage::MetadataDamaged { generation } => self.metadata_damaged(from, generation),
+            PeerMessage::RejoinMetadata { generation } => self.rejoin_metadata(generation),
         }
     }
 

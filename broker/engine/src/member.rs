@@ -20,7 +20,10 @@ use crate::identity::{Identity, IdentityError, MemberUuid};
 use crate::join::AfterIdentity;
 use crate::leases::{Granter, Holder};
 use crate::metrics::Metrics;
+use crate::mover::Mover;
 use crate::peers::Peers;
+use crate::rebalance::Rebalance;
+use crate::replicas::Repairs;
 use crate::requests::{MetaStream, QueueStream};
 use crate::rng::Rng;
 use crate::seam::{ConnId, Event, Input, Output, PasswordToken, Severity};
@@ -123,7 +126,7 @@ pub struct Member<R: EntryReader> {
     stopping: Option<Stopping>,
     was_ready: bool,
     /// Commit indexes of the replicas that were found at start.
-    ready_at: BTreeMap<GroupId, u64>,
+    pub(crate) ready_at: BTreeMap<GroupId, u64>,
 
     /// Replicas; none while the member belongs to no cluster.
     pub(crate) host: Option<Host<AnyMachine, R>>,
@@ -173,6 +176,9 @@ pub struct Member<R: EntryReader> {
     pub(crate) space: Option<Space>,
     pub(crate) alarms: AlarmState,
     pub(crate) flow: Flow,
+    pub(crate) mover: Mover,
+    pub(crate) rebalance: Rebalance,
+    pub(crate) repairs: Repairs,
 }
 
 impl<R: EntryReader> Member<R> {
@@ -235,8 +241,12 @@ impl<R: EntryReader> Member<R> {
             space: None,
             alarms: AlarmState::default(),
             flow: Flow::default(),
+            mover: Mover::default(),
+            rebalance: Rebalance::default(),
+            repairs: Repairs::default(),
         };
-        if blank {
+        member.identity.forgetful |= recovered.forgetful;
+        if blank || recovered.forgetful {
             member.write_identity(AfterIdentity::Nothing);
         }
         member.restore(recovered);
@@ -372,7 +382,9 @@ impl<R: EntryReader> Member<R> {
             self.tick_admin();
             self.release_held();
             self.destroy_unknown_groups();
-            self.create_deferred_replicas();
+            self.tend_deferred_replicas();
+            self.tend_damaged();
+            self.tick_mover();
             self.check_ready();
             self.tick_shutdown();
         }

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 
 use holdfast_journal::EntryReader;
-use holdfast_queue::ids::{BootId, GroupId, Incarnation, MemberId, QueueId, ReplicaId};
+use holdfast_queue::AnyEffect;
+use holdfast_queue::ids::{BootId, GroupId, MemberId, QueueId};
 use holdfast_queue::meta::{Change, MemberInfo, MetaCommand, MetaEffect, MetaMachine, Placement, queue_settings};
-use holdfast_queue::queue::{QueueCommand, QueueMachine};
-use holdfast_queue::{AnyEffect, AnyMachine};
-use holdfast_replica::{GroupBirth, group_key};
+use holdfast_queue::queue::QueueCommand;
+use holdfast_replica::GroupStatus;
 
 use crate::member::Member;
 use crate::peer_message::PeerMessage;
@@ -55,8 +55,13 @@ impl<R: EntryReader> Member<R> {
             return;
         }
         match change {
-            Change::Cluster | Change::Member { .. } => self.dial_members(),
+            Change::Cluster => self.dial_members(),
+            Change::Member { member } => {
+                self.dial_members();
+                self.fence_replaced(member);
+            }
             Change::MemberRemoved { member } => {
+                self.fence(member, "it was removed from the cluster");
                 self.peers.remove(member);
                 self.dial_members();
             }
@@ -67,11 +72,18 @@ impl<R: EntryReader> Member<R> {
                 self.propose_boot_ended(boot);
                 self.end_stream(transient_group_of(boot));
             }
-            Change::GroupCreated { group } => self.create_replica(group),
-            Change::GroupChanged { group } => self.watch_copies(group),
+            Change::GroupCreated { group } => self.tend_replica(group),
+            Change::GroupChanged { group } => {
+                self.tend_replica(group);
+                self.watch_copies(group);
+            }
             Change::Replication => self.watch_all_copies(),
             Change::Access => self.close_clients_of_deleted_users(),
-            Change::GroupDestroyed { group, incarnation } => self.destroy_replica(group, incarnation),
+            Change::GroupDestroyed { group, incarnation } => {
+                self.destroy_replica(group, incarnation);
+                self.copies.forget(group);
+                self.end_stream(group);
+            }
             Change::QueueCreated { queue } => self.queue_created(queue),
             Change::QueueDeleted { queue, owner } => {
                 self.cancel_consumers_of(queue);
@@ -80,58 +92,6 @@ impl<R: EntryReader> Member<R> {
                 }
             }
         }
-    }
-
-    /// A group of the metadata is born here, but only by metadata that is known to be fresh: after a restart it may show
-    /// a group whose replica here was destroyed already, and whose chosen leader would lead its first term again with
-    /// another log.
-    fn create_replica(&mut self, group: GroupId) {
-        let me = self.me();
-        let Some(info) = self.metadata().and_then(|meta| meta.group(group)).cloned() else { return };
-        let Some(host) = self.host.as_mut() else { return };
-        let mine = info.replicas().any(|replica| replica == ReplicaId::founder(me));
-        if group == GroupId::META || !mine || host.key(group).is_some() {
-            return;
-        }
-        if !self.lease.fresh(self.now, self.meta_applied) {
-            self.births_deferred = true;
-            return;
-        }
-        let machine = AnyMachine::Queue(QueueMachine::new());
-        let key = group_key(group, info.incarnation);
-        let members = |replicas: &[ReplicaId]| replicas.iter().map(|replica| replica.member).collect();
-        let made = if info.changed_at == 0 {
-            let (voters, learners) = (members(&info.voters), members(&info.learners));
-            host.create_group(GroupBirth { key, voters, learners, leader: Some(info.first_leader), machine }, self.now)
-        } else {
-            // The founders are not known any more; what they were is in the group's log, which the leader sends.
-            host.join_group(key, machine, self.now)
-        };
-        if let Err(error) = made {
-            self.event(Severity::Error, format!("group {group} cannot be made: {error}"));
-        }
-    }
-
-    /// Makes up for births that waited for fresh metadata.
-    pub(crate) fn create_deferred_replicas(&mut self) {
-        if !self.births_deferred || self.meta_replay_until.is_some() || !self.lease_fresh() {
-            return;
-        }
-        self.births_deferred = false;
-        let groups: Vec<GroupId> =
-            self.metadata().map(|meta| meta.groups().map(|(group, _)| group).collect()).unwrap_or_default();
-        for group in groups {
-            self.create_replica(group);
-        }
-    }
-
-    fn destroy_replica(&mut self, group: GroupId, incarnation: Incarnation) {
-        if let Some(host) = self.host.as_mut() {
-            host.destroy_group(group_key(group, incarnation));
-        }
-        self.leaderships.no_longer(group);
-        self.copies.forget(group);
-        self.end_stream(group);
     }
 
     fn queue_created(&mut self, queue: QueueId) {
@@ -187,6 +147,10 @@ impl<R: EntryReader> Member<R> {
 
     /// Compares this member with the whole metadata: after a start, and after a Raft snapshot of group 0.
     pub(crate) fn compare_with_metadata(&mut self) {
+        if self.metadata().is_some_and(|meta| meta.has_ended(self.boot)) {
+            // Said by an entry that came as part of a snapshot.
+            self.declared_dead();
+        }
         let Some(meta) = self.metadata() else { return };
         let groups: Vec<GroupId> = meta.groups().map(|(group, _)| group).collect();
         let deleted: Vec<QueueId> =
@@ -202,7 +166,7 @@ impl<R: EntryReader> Member<R> {
             self.end_stream(group);
         }
         for group in groups {
-            self.create_replica(group);
+            self.tend_replica(group);
         }
         self.adopt_again();
         self.adopt_transient_queues();
@@ -237,6 +201,7 @@ impl<R: EntryReader> Member<R> {
         self.admitting.clear();
         self.ending.clear();
         self.runs_heard.clear();
+        self.begin_to_coordinate();
     }
 
     /// Sends a home what group 0 owes it.
@@ -336,7 +301,8 @@ impl<R: EntryReader> Member<R> {
 
     fn metadata_voters(&self) -> Vec<MemberId> {
         let status = self.host.as_ref().and_then(|host| host.status(GroupId::META));
-        status.map(|status| status.voters).unwrap_or_default()
+        let members = |status: GroupStatus| status.voters.iter().map(|voter| voter.member).collect();
+        status.map(members).unwrap_or_default()
     }
 
     pub(crate) fn lease_probe(&mut self, from: MemberId, round: u64) {
@@ -351,7 +317,10 @@ impl<R: EntryReader> Member<R> {
         if !status.me_leading || status.term != self.granter.term() {
             return;
         }
-        for (member, round) in self.granter.acknowledged(from, round, term, &status.voters, status.commit, self.now) {
+        // While the membership is joint these are the voters of both halves. They differ in one voter at most, so that any
+        // majority of them meets every quorum of either half.
+        let voters: Vec<MemberId> = status.voters.iter().map(|voter| voter.member).collect();
+        for (member, round) in self.granter.acknowledged(from, round, term, &voters, status.commit, self.now) {
             self.send_or_take(member, PeerMessage::LeaseGrant { round, commit: status.commit });
         }
     }

@@ -12,7 +12,7 @@ use holdfast_queue::queue::QueueEffect;
 use crate::alarms::Alarms;
 
 /// The version of this protocol; another one is refused at the hello.
-pub(crate) const PROTOCOL_VERSION: u32 = 1;
+pub(crate) const PROTOCOL_VERSION: u32 = 2;
 
 /// The first message on a link, from both ends, and again when what it says has changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +43,8 @@ pub(crate) struct Heartbeat {
     pub alarms: Alarms,
     /// The sender's transient queues hold too much.
     pub transient_full: bool,
+    /// It hands its leaderships away, and should not be given any.
+    pub draining: bool,
 }
 
 /// Takes a blank member into the cluster.
@@ -53,6 +55,8 @@ pub(crate) struct Invite {
     pub member: MemberId,
     /// Of group 0.
     pub incarnation: Incarnation,
+    /// Of the replica of group 0 that the member is to have.
+    pub generation: u32,
     /// Addresses of the members that there are.
     pub peers: Vec<String>,
 }
@@ -164,6 +168,37 @@ pub(crate) enum PeerMessage {
         /// Voters that answer and lack little of the log.
         replicas: u32,
     },
+    /// From group 0's leader to another group's: bring the group closer to its target. Good for a second.
+    Permit {
+        group: GroupId,
+    },
+    /// The answer: how the move stands.
+    MoveNote {
+        group: GroupId,
+        note: MoveNote,
+    },
+    /// From group 0's leader to another group's: hand the group over to this member.
+    Lead {
+        group: GroupId,
+        to: MemberId,
+    },
+    /// The sender's replica of group 0, of this generation, is damaged.
+    MetadataDamaged {
+        generation: u32,
+    },
+    /// Group 0 no longer has the receiver's damaged replica: it may join again, under this generation.
+    RejoinMetadata {
+        generation: u32,
+    },
+}
+
+/// How a group's move stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct MoveNote {
+    /// It cannot go on by itself at the moment.
+    pub held: bool,
+    /// What is being done, or why nothing can be.
+    pub text: String,
 }
 
 fn put_incarnation(incarnation: Incarnation, out: &mut Writer) {
@@ -213,6 +248,7 @@ impl Codec for Heartbeat {
         self.alarms.memory.encode(out);
         self.alarms.disk.encode(out);
         self.transient_full.encode(out);
+        self.draining.encode(out);
     }
 
     fn decode(input: &mut Reader) -> Result<Self, DecodeError> {
@@ -223,6 +259,7 @@ impl Codec for Heartbeat {
             ready: Codec::decode(input)?,
             alarms: Alarms { memory: Codec::decode(input)?, disk: Codec::decode(input)? },
             transient_full: Codec::decode(input)?,
+            draining: Codec::decode(input)?,
         })
     }
 }
@@ -233,6 +270,7 @@ impl Codec for Invite {
         self.cluster_epoch.encode(out);
         self.member.encode(out);
         put_incarnation(self.incarnation, out);
+        self.generation.encode(out);
         self.peers.encode(out);
     }
 
@@ -242,6 +280,7 @@ impl Codec for Invite {
             cluster_epoch: Codec::decode(input)?,
             member: Codec::decode(input)?,
             incarnation: incarnation(input)?,
+            generation: Codec::decode(input)?,
             peers: Codec::decode(input)?,
         })
     }
@@ -334,6 +373,18 @@ impl Codec for PeerMessage {
                 term.encode(out);
                 replicas.encode(out);
             }),
+            Self::Permit { group } => tagged(out, 30, |out| group.encode(out)),
+            Self::MoveNote { group, note } => tagged(out, 31, |out| {
+                group.encode(out);
+                note.held.encode(out);
+                note.text.encode(out);
+            }),
+            Self::Lead { group, to } => tagged(out, 32, |out| {
+                group.encode(out);
+                to.encode(out);
+            }),
+            Self::MetadataDamaged { generation } => tagged(out, 33, |out| generation.encode(out)),
+            Self::RejoinMetadata { generation } => tagged(out, 34, |out| generation.encode(out)),
         }
     }
 
@@ -372,6 +423,14 @@ impl Codec for PeerMessage {
                 term: Codec::decode(input)?,
                 replicas: Codec::decode(input)?,
             },
+            30 => Self::Permit { group: Codec::decode(input)? },
+            31 => Self::MoveNote {
+                group: Codec::decode(input)?,
+                note: MoveNote { held: Codec::decode(input)?, text: Codec::decode(input)? },
+            },
+            32 => Self::Lead { group: Codec::decode(input)?, to: Codec::decode(input)? },
+            33 => Self::MetadataDamaged { generation: Codec::decode(input)? },
+            34 => Self::RejoinMetadata { generation: Codec::decode(input)? },
             19 => Self::Outstanding {
                 group: Codec::decode(input)?,
                 queue: Codec::decode(input)?,
@@ -451,12 +510,14 @@ mod tests {
                 ready: true,
                 alarms: Alarms { memory: true, disk: false },
                 transient_full: true,
+                draining: true,
             }),
             PeerMessage::Invite(Invite {
                 cluster_id: "c".into(),
                 cluster_epoch: 1,
                 member: MemberId(2),
                 incarnation: Incarnation { counter: 1, nonce: 7 },
+                generation: 3,
                 peers: vec!["a:1".into()],
             }),
             PeerMessage::Commands { group: GroupId(300), batch: Bytes::from_static(b"xyz") },
@@ -475,6 +536,8 @@ mod tests {
             },
             PeerMessage::LeaseProbeAck { round: 1, term: 2 },
             PeerMessage::InSync { group: GroupId(4), term: 3, replicas: 2 },
+            PeerMessage::MoveNote { group: GroupId(9), note: MoveNote { held: true, text: "why".into() } },
+            PeerMessage::MetadataDamaged { generation: 2 },
         ]
     }
 

@@ -35,6 +35,8 @@ pub(crate) struct Peer {
     pub(crate) boot: BootId,
     pub(crate) name: String,
     pub(crate) ready: bool,
+    /// It hands its leaderships away.
+    pub(crate) draining: bool,
     /// The link in use; messages without one are dropped.
     link: Option<LinkId>,
     last_heard: Instant,
@@ -109,6 +111,7 @@ impl Peers {
             boot,
             name: name.clone(),
             ready: false,
+            draining: false,
             link: None,
             last_heard: now,
             link_lost: None,

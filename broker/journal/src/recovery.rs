@@ -160,6 +160,7 @@ impl<F: FileSystem> Recovery<F> {
             last_sequence = self.replay_all(newest, present)?;
         }
         let replay = std::mem::take(&mut self.replay);
+        let forgetful = replay.is_forgetful();
         let mut groups = replay.finish(&self.fs);
         let mut records: Vec<Record> = self.tail.iter().map(|(record, _)| record.clone()).collect();
         for group in &groups {
@@ -192,7 +193,7 @@ impl<F: FileSystem> Recovery<F> {
         self.relocate_tail(&mut groups, &locations);
         self.leftovers.extend(checkpoints.into_iter().filter(|name| !marks.contains(name)));
         self.clean_up()?;
-        Ok((journal, Recovered { identity: None, groups, findings: self.findings }))
+        Ok((journal, Recovered { identity: None, groups, forgetful, findings: self.findings }))
     }
 
     /// Reads the newest segment that was finished being created. One without a readable header or batch was not: its

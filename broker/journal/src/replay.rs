@@ -239,6 +239,11 @@ impl Replay {
         self.lost = Some(why.to_owned());
     }
 
+    /// Whether records are lost that nobody can name.
+    pub(crate) fn is_forgetful(&self) -> bool {
+        self.lost.is_some()
+    }
+
     pub(crate) fn finish<F: FileSystem>(self, fs: &F) -> Vec<RecoveredGroup> {
         self.groups.into_iter().map(|(key, group)| group.finish(fs, key)).collect()
     }

@@ -262,6 +262,9 @@ pub struct Recovered {
     pub identity: Option<Bytes>,
     /// Ascending by key.
     pub groups: Vec<RecoveredGroup>,
+    /// Records that nobody can name are lost: a group that was on this disk may not be among `groups`, and what it has
+    /// promised is forgotten. Said at this opening only.
+    pub forgetful: bool,
     pub findings: Vec<Finding>,
 }
 

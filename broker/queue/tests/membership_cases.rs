@@ -193,7 +193,7 @@ fn a_member_that_is_to_leave_loses_its_place_in_every_target_and_gets_no_new_one
     let mut group = cluster(5);
     let groups: Vec<GroupId> = (1..=5).map(|near| declare(&mut group, &format!("q{near}"), near)).collect();
     assert_eq!(ask(&mut group, MetaCommand::RetireMember { member: MemberId(3) }), MetaReply::Done);
-    for id in groups.into_iter().chain([GroupId::META]) {
+    for id in groups {
         let wanted = &info(&group, id).target;
         assert!(wanted.replica_on(MemberId(3)).is_none(), "group {id}");
         assert!(wanted.preferred_leader != MemberId(3) && wanted.voters.len() >= 3, "group {id}");
@@ -201,6 +201,21 @@ fn a_member_that_is_to_leave_loses_its_place_in_every_target_and_gets_no_new_one
     let late = declare(&mut group, "late", 3);
     assert!(!info(&group, late).concerns(MemberId(3)));
     assert!(group.machine.cluster().expect("a cluster").expected.iter().all(|expected| expected.name != "m3"));
+}
+
+#[test]
+fn a_member_that_leaves_follows_group_0_until_it_holds_nothing_else() {
+    let mut group = cluster(4);
+    let id = declare(&mut group, "q", 3);
+    assert!(info(&group, id).voters.contains(&replica(3, 0)));
+    let retire = MetaCommand::RetireMember { member: MemberId(3) };
+    ask(&mut group, retire.clone());
+    let wanted = info(&group, GroupId::META).target.clone();
+    assert!(wanted.learners.iter().any(|learner| learner.member == MemberId(3)), "{wanted:?}");
+    let settled = info(&group, id).target.voters.clone();
+    ask(&mut group, record(id, &settled, &[], 9));
+    ask(&mut group, retire);
+    assert!(info(&group, GroupId::META).target.replica_on(MemberId(3)).is_none());
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use holdfast_journal::{Batch, GroupKey, Incarnation as JournalIncarnation, ReadError};
-use holdfast_queue::ids::{GroupId, Incarnation, MemberId};
+use holdfast_queue::ids::{GroupId, Incarnation, MemberId, ReplicaId};
 
 use crate::envelope::Envelope;
 
@@ -95,15 +95,30 @@ pub enum TransferError {
     Busy,
 }
 
-/// One simple membership change (Raft §6, one member at a time).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// One membership change. One that moves at most one voter is simple (Raft §4.1), [`MembershipChange::Swap`] goes through
+/// joint consensus (Raft §4.3): after it, every decision needs a majority of the old *and* of the new voters, until
+/// [`MembershipChange::LeaveJoint`].
+///
+/// None of them is taken that would leave the group without a majority of live voters that hold all that is committed.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MembershipChange {
-    /// A replica that gets the log without a vote.
-    AddLearner(MemberId),
+    /// A replica that gets the log without a vote. Refused while its member has another replica of the group.
+    AddLearner(ReplicaId),
     /// A learner becomes a voter. Refused while it lags.
-    Promote(MemberId),
+    Promote(ReplicaId),
     /// A voter or learner leaves. A leader cannot remove itself: transfer first.
-    Remove(MemberId),
+    Remove(ReplicaId),
+    /// Several changes at once; the group is joint until it is told to leave.
+    Swap {
+        /// Learners that become voters. Refused while they lag.
+        promote: Vec<ReplicaId>,
+        /// Voters that become learners.
+        demote: Vec<ReplicaId>,
+        /// Voters or learners that leave. They are part of the group until the joint membership is left.
+        remove: Vec<ReplicaId>,
+    },
+    /// The old voters of a joint membership count no more.
+    LeaveJoint,
 }
 
 /// Why a payload cannot be had.
@@ -142,8 +157,8 @@ pub enum HostOutput<E> {
     LeaderChanged { group: GroupId, leader: Option<MemberId>, term: u64, me_leading: bool },
     /// The machine was replaced by the one of a Raft snapshot at this index.
     SnapshotInstalled { group: GroupId, index: u64 },
-    /// The membership changed with the entry of this index.
-    MembershipChanged { group: GroupId, index: u64, voters: Vec<MemberId>, learners: Vec<MemberId> },
+    /// The membership changed with the entry of this index. The voters of a joint one are those of both halves.
+    MembershipChanged { group: GroupId, index: u64, voters: Vec<ReplicaId>, learners: Vec<ReplicaId> },
     /// A peer speaks for a later incarnation, or for another one of equal counter: this replica is stale, or the two
     /// do not belong together (design §3.1).
     OtherIncarnation { group: GroupId, from: MemberId, theirs: Incarnation },
@@ -167,7 +182,7 @@ pub enum Role {
 /// One replica of a group as its leader sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerStatus {
-    pub member: MemberId,
+    pub replica: ReplicaId,
     pub voter: bool,
     /// The last index known to be on its disk.
     pub matched: u64,
@@ -185,6 +200,8 @@ pub struct PeerStatus {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupStatus {
     pub key: GroupKey,
+    /// Which of this member's replicas of the group this is; none where a quarantined one cannot say so any more.
+    pub generation: Option<u32>,
     pub role: Role,
     pub term: u64,
     pub leader: Option<MemberId>,
@@ -199,9 +216,14 @@ pub struct GroupStatus {
     pub checkpoint: u64,
     /// Payload bytes above the prefix.
     pub log_bytes: u64,
-    pub voters: Vec<MemberId>,
-    pub learners: Vec<MemberId>,
-    /// On the leader only, itself included; by member.
+    /// Ascending; of a joint membership those of both halves.
+    pub voters: Vec<ReplicaId>,
+    pub learners: Vec<ReplicaId>,
+    /// A joint membership waits to be left.
+    pub joint: bool,
+    /// Index of the last membership change that was applied; 0 for the founders.
+    pub changed_at: u64,
+    /// On the leader only, itself included; ascending.
     pub peers: Vec<PeerStatus>,
     pub quiesced: bool,
     /// Why the replica is quarantined.

@@ -8,12 +8,12 @@
 
 use holdfast_journal::{Checkpoint, EntryReader, GroupKey, Op, RecoveredGroup};
 use holdfast_queue::Machine;
-use holdfast_queue::ids::{GroupId, MemberId};
+use holdfast_queue::ids::{GroupId, MemberId, ReplicaId};
 use raft::eraftpb::{ConfState, HardState};
 use tracing::info;
 
 use crate::api::{CreateError, GroupBirth, GroupStatus, HostOutput, Role};
-use crate::conf::{decode_conf, encode_conf};
+use crate::conf::StoredConf;
 use crate::group::{Group, Start};
 use crate::host::{Host, Replica};
 use crate::log::GroupLog;
@@ -40,8 +40,10 @@ impl<M> Forming<M> {
     }
 
     pub fn status(&self) -> GroupStatus {
+        let founders = |members: &[MemberId]| members.iter().copied().map(ReplicaId::founder).collect();
         GroupStatus {
             key: self.birth.key,
+            generation: Some(0),
             role: Role::Forming,
             term: BIRTH_TERM,
             leader: self.birth.leader,
@@ -52,8 +54,10 @@ impl<M> Forming<M> {
             compacted: BIRTH_INDEX,
             checkpoint: 0,
             log_bytes: 0,
-            voters: self.birth.voters.clone(),
-            learners: self.birth.learners.clone(),
+            voters: founders(&self.birth.voters),
+            learners: founders(&self.birth.learners),
+            joint: false,
+            changed_at: 0,
             peers: Vec::new(),
             quiesced: false,
             quarantined: None,
@@ -65,8 +69,9 @@ fn hard_state(term: u64, vote: u64, commit: u64) -> HardState {
     HardState { term, vote, commit, ..HardState::default() }
 }
 
+/// The founders' membership. They are of generation 0.
 fn conf_state(voters: &[MemberId], learners: &[MemberId]) -> ConfState {
-    let ids = |members: &[MemberId]| members.iter().map(|member| member.0).collect();
+    let ids = |members: &[MemberId]| members.iter().map(|member| ReplicaId::founder(*member).raft_id()).collect();
     ConfState { voters: ids(voters), learners: ids(learners), ..ConfState::default() }
 }
 
@@ -89,7 +94,8 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
         let conf = conf_state(&birth.voters, &birth.learners);
         let vote = birth.leader.map_or(0, |leader| leader.0);
         info!(group = %id, leader = vote, "a group is born");
-        self.write_birth(key, (BIRTH_TERM, vote, BIRTH_INDEX), &conf, &birth.machine);
+        let stored = StoredConf { conf: conf.clone(), ..StoredConf::default() };
+        self.write_birth(key, (BIRTH_TERM, vote, BIRTH_INDEX), &stored, &birth.machine);
         if birth.leader == Some(self.cx.me) {
             let batch = self.cx.writes.push(Op::Reset { key, index: BIRTH_INDEX, term: BIRTH_TERM });
             let _ = self.cx.writes.after(batch, After::Born { key });
@@ -102,6 +108,8 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
         // The birth record is on its way; nothing that relies on it leaves before a later batch is durable.
         let start = Start {
             key,
+            generation: 0,
+            changed_at: 0,
             log,
             machine: birth.machine,
             applied: BIRTH_INDEX,
@@ -113,14 +121,17 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
         Ok(())
     }
 
-    /// A replica of a group that lives already: it knows nothing until the leader, which has been told to add this member,
-    /// sends a Raft snapshot. `machine` stands in until then.
-    pub fn join_group(&mut self, key: GroupKey, machine: M, now: Instant) -> Result<(), CreateError> {
+    /// A replica of a group that lives already: it knows nothing until the leader, which has been told to add it, sends a
+    /// Raft snapshot. `machine` stands in until then. A generation is used once on a member, ever: a replica that was
+    /// destroyed may have voted and acknowledged, and is never made again under the same one. (Generation 0 is for a
+    /// founder that was away at the birth.)
+    pub fn join_group(&mut self, key: GroupKey, generation: u32, machine: M, now: Instant) -> Result<(), CreateError> {
         self.cx.now = now;
         self.check_absent(key)?;
-        self.write_birth(key, (0, 0, 0), &ConfState::default(), &machine);
+        info!(group = key.group, generation, "joining a group");
+        self.write_birth(key, (0, 0, 0), &StoredConf { generation, ..StoredConf::default() }, &machine);
         let log = GroupLog::new(self.reader.clone(), HardState::default(), ConfState::default(), (0, 0));
-        self.start(Start { key, log, machine, applied: 0, vote: (0, 0), commit: 0 });
+        self.start(Start { key, generation, changed_at: 0, log, machine, applied: 0, vote: (0, 0), commit: 0 });
         self.unpark(key);
         Ok(())
     }
@@ -132,9 +143,9 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
         }
     }
 
-    fn write_birth(&mut self, key: GroupKey, state: (u64, u64, u64), conf: &ConfState, machine: &M) {
+    fn write_birth(&mut self, key: GroupKey, state: (u64, u64, u64), conf: &StoredConf, machine: &M) {
         let (term, vote, index) = state;
-        let (conf, machine) = (encode_conf(conf), machine.snapshot());
+        let (conf, machine) = (conf.encode(), machine.snapshot());
         self.cx.writes.push(Op::HardState { key, term, vote, commit: index });
         self.cx.writes.push(Op::Checkpoint { key, index, term, conf, machine });
     }
@@ -149,6 +160,8 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
         let log = GroupLog::new(self.reader.clone(), state, conf, (BIRTH_INDEX, BIRTH_TERM));
         self.start(Start {
             key: birth.key,
+            generation: 0,
+            changed_at: 0,
             log,
             machine: birth.machine,
             applied: BIRTH_INDEX,
@@ -169,6 +182,8 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
         self.cx.now = now;
         self.check_absent(recovered.key)?;
         let key = recovered.key;
+        let conf = recovered.checkpoint.as_ref().and_then(|checkpoint| StoredConf::decode(&checkpoint.conf).ok());
+        let generation = conf.map(|conf| conf.generation);
         match self.restored_start(recovered) {
             Ok(start) => {
                 self.start(start);
@@ -176,7 +191,7 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
             }
             Err(why) => {
                 let id = GroupId(key.group);
-                self.replicas.insert(id, Replica::Quarantined { key, why: why.clone() });
+                self.replicas.insert(id, Replica::Quarantined { key, generation, why: why.clone() });
                 self.cx.outbox.push_back(HostOutput::Quarantined { group: id, why });
             }
         }
@@ -191,13 +206,13 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
         let (Some(state), Some(checkpoint)) = (recovered.hard_state, recovered.checkpoint) else {
             return Err("its hard state or its first checkpoint is not on disk".into());
         };
-        let conf = decode_conf(&checkpoint.conf).map_err(|_| "its membership cannot be read".to_owned())?;
+        let stored = StoredConf::decode(&checkpoint.conf).map_err(|_| "its membership cannot be read".to_owned())?;
         let machine =
             M::restore(&checkpoint.machine).map_err(|error| format!("its checkpoint cannot be read: {error}"))?;
         let commit = state.commit.max(checkpoint.index);
         let log_state = hard_state(state.term, state.vote, commit);
         let (prefix, skip) = first_known_term(&checkpoint, recovered.compacted, &recovered.entries)?;
-        let mut log = GroupLog::new(self.reader.clone(), log_state, conf, prefix);
+        let mut log = GroupLog::new(self.reader.clone(), log_state, stored.conf, prefix);
         let live = machine.live_indexes();
         let mut dead = Vec::new();
         // Both lists ascend, so one pass is enough for ten million.
@@ -232,11 +247,13 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
             self.cx.writes.push_lazily(Op::Dead { key, indexes: dead }, self.cx.now);
         }
         let (applied, vote) = (checkpoint.index, (state.term, state.vote));
-        Ok(Start { key, log, machine, applied, vote, commit })
+        let StoredConf { changed_at, generation, .. } = stored;
+        Ok(Start { key, generation, changed_at, log, machine, applied, vote, commit })
     }
 
     fn start(&mut self, start: Start<M, R>) {
         let key = start.key;
+        let generation = Some(start.generation);
         let id = GroupId(key.group);
         match Group::new(start, &self.cx, &self.logger) {
             Ok(group) => {
@@ -246,7 +263,7 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
             }
             Err(error) => {
                 let why = format!("raft refuses what is on disk: {error}");
-                self.replicas.insert(id, Replica::Quarantined { key, why: why.clone() });
+                self.replicas.insert(id, Replica::Quarantined { key, generation, why: why.clone() });
                 self.cx.outbox.push_back(HostOutput::Quarantined { group: id, why });
             }
         }

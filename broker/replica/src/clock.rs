@@ -2,7 +2,7 @@
 
 use holdfast_journal::EntryReader;
 use holdfast_queue::Machine;
-use holdfast_queue::ids::MemberId;
+use holdfast_queue::ids::ReplicaId;
 use raft::{Progress, StateRole};
 use tracing::debug;
 
@@ -37,25 +37,26 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
             && raft.raft_log.persisted == last
             && raft.lead_transferee.is_none()
             && !raft.has_pending_conf()
+            && !self.is_joint()
             && self.outgoing.is_empty()
             && self.prepared.is_none()
             && self.withheld.is_empty()
             && !self.raw.has_ready()
             && self.has_lease(cx.now, cx)
-            && self.peers().into_iter().filter(|peer| cx.is_live(*peer)).all(|peer| {
+            && self.peers().into_iter().filter(|peer| cx.is_live(peer.member)).all(|peer| {
                 let timeout = cx.config.election_timeout();
-                let heard = self.heard.get(&peer.0).is_some_and(|at| cx.now.since(*at) < timeout);
+                let heard = self.heard.get(&peer.raft_id()).is_some_and(|at| cx.now.since(*at) < timeout);
                 let has = |progress: &Progress| progress.matched == last && progress.committed_index == last;
-                heard && raft.prs().get(peer.0).is_some_and(has)
+                heard && raft.prs().get(peer.raft_id()).is_some_and(has)
             })
     }
 
     fn quiesce(&mut self, cx: &mut Context<M::Effect>) {
         let (last, commit) = (self.last(), self.commit());
-        let (live, dead): (Vec<_>, Vec<_>) = self.peers().into_iter().partition(|peer| cx.is_live(*peer));
+        let (live, dead): (Vec<_>, Vec<_>) = self.peers().into_iter().partition(|peer| cx.is_live(peer.member));
         for peer in live {
             let header = self.header(peer, cx);
-            cx.send(peer, header, Body::Quiesce { last, commit });
+            cx.send(header, Body::Quiesce { last, commit });
         }
         debug!(group = %self.id, last, "quiesced");
         self.quiesced_without = !dead.is_empty();
@@ -71,7 +72,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
     /// The leader stops its clock. A follower that has anything else than the leader keeps it awake.
     pub fn quiesce_as_follower(
         &mut self,
-        from: MemberId,
+        from: ReplicaId,
         term: u64,
         (last, commit): (u64, u64),
         cx: &mut Context<M::Effect>,
@@ -79,7 +80,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         let raft = &self.raw.raft;
         let same = raft.state == StateRole::Follower
             && raft.term == term
-            && raft.leader_id == from.0
+            && raft.leader_id == from.raft_id()
             && self.last() == last
             && raft.raft_log.persisted == last
             && self.commit() == commit
@@ -90,7 +91,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         } else {
             self.wake(cx);
             let header = self.header(from, cx);
-            cx.send(from, header, Body::Wake);
+            cx.send(header, Body::Wake);
         }
     }
 }

@@ -6,7 +6,6 @@ use raft::Storage;
 use raft::eraftpb::HardState;
 use tracing::debug;
 
-use crate::conf::encode_conf;
 use crate::context::Context;
 use crate::group::Group;
 use crate::writes::After;
@@ -31,7 +30,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         if self.written_state.commit < index {
             self.push_hard_state(cx);
         }
-        let (conf, machine) = (encode_conf(&self.conf()), self.machine.snapshot());
+        let (conf, machine) = (self.stored_conf().encode(), self.machine.snapshot());
         debug!(group = %self.id, index, bytes = machine.len(), "checkpoint");
         self.checkpoint_size = machine.len() as u64;
         let key = self.key;

@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use holdfast_journal::GroupKey;
-use holdfast_queue::ids::{BootId, GroupId, MemberId};
+use holdfast_queue::ids::{BootId, GroupId, MemberId, ReplicaId};
 use holdfast_queue::time::{Duration, Instant};
 
 use crate::api::HostOutput;
 use crate::config::HostConfig;
-use crate::envelope::{Body, Envelope};
+use crate::envelope::{Body, Envelope, Generations};
 use crate::writes::Writes;
 
 /// Everything that a group touches apart from itself.
@@ -35,22 +35,28 @@ pub(crate) struct Context<E> {
 }
 
 impl<E> Context<E> {
+    /// True while the replica's member is not suspected.
+    pub fn is_up(&self, raft_id: u64) -> bool {
+        self.is_live(ReplicaId::from_raft_id(raft_id).member)
+    }
+
     pub fn is_live(&self, member: MemberId) -> bool {
         !self.suspected.contains(&member)
     }
 
     /// Stamps an envelope and puts it out.
-    pub fn send(&mut self, to: MemberId, header: Header, body: Body) {
+    pub fn send(&mut self, header: Header, body: Body) {
         let envelope = Envelope {
             cluster: self.config.cluster,
             key: header.key,
+            generations: Generations { from: header.from, to: header.to.generation },
             term: header.term,
             sent_at: self.now,
             echo: header.echo,
             floor: header.floor,
             body,
         };
-        self.outbox.push_back(HostOutput::Send { to, envelope });
+        self.outbox.push_back(HostOutput::Send { to: header.to.member, envelope });
     }
 }
 
@@ -58,6 +64,9 @@ impl<E> Context<E> {
 #[derive(Clone, Copy)]
 pub(crate) struct Header {
     pub key: GroupKey,
+    /// The sender's generation.
+    pub from: u32,
+    pub to: ReplicaId,
     pub term: u64,
     pub echo: Instant,
     pub floor: u64,

@@ -2,7 +2,6 @@
 
 use holdfast_journal::EntryReader;
 use holdfast_queue::Machine;
-use holdfast_queue::ids::MemberId;
 use raft::{Progress, ProgressState};
 
 use crate::context::Context;
@@ -50,6 +49,6 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
     pub fn is_in_sync<E>(&self, replica: u64, cx: &Context<E>) -> bool {
         let Some(progress) = self.raw.raft.prs().get(replica).filter(|_| self.is_leader()) else { return false };
         let near = progress.matched == 0 || self.last().saturating_sub(progress.matched) <= IN_SYNC_LAG;
-        replica == cx.me.0 || (cx.is_live(MemberId(replica)) && progress.state != ProgressState::Snapshot && near)
+        replica == self.me.raft_id() || (cx.is_up(replica) && progress.state != ProgressState::Snapshot && near)
     }
 }

@@ -13,7 +13,7 @@ use crate::api::{HOST_PAYLOAD, group_key};
 use crate::bytes_reader::{Malformed, Reader, put_bytes, put_varint};
 
 /// The version that this program writes. A reader refuses any other.
-pub const ENVELOPE_VERSION: u8 = 1;
+pub const ENVELOPE_VERSION: u8 = 2;
 
 /// One message about one group. The two times let a leader know when a follower last heard it, on its own clock.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,6 +21,9 @@ pub struct Envelope {
     /// A hash of the sender's cluster id.
     pub(crate) cluster: u64,
     pub(crate) key: GroupKey,
+    /// Which replica of its member sends this, and which one of the receiver's is meant: what an earlier one said, or was
+    /// told, is of no meaning for a later one.
+    pub(crate) generations: Generations,
     /// The sender's Raft term.
     pub(crate) term: u64,
     /// The sender's monotonic clock.
@@ -30,6 +33,13 @@ pub struct Envelope {
     /// From a leader: every live replica holds the log up to here, so it may be compacted.
     pub(crate) floor: u64,
     pub(crate) body: Body,
+}
+
+/// The replicas that an envelope is between, by their members' generations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Generations {
+    pub from: u32,
+    pub to: u32,
 }
 
 /// The kinds of envelope.
@@ -156,6 +166,8 @@ impl Envelope {
         put_varint(out, self.key.group);
         put_varint(out, u64::from(self.key.incarnation.counter));
         out.put_u64_le(self.key.incarnation.nonce);
+        put_varint(out, u64::from(self.generations.from));
+        put_varint(out, u64::from(self.generations.to));
         put_varint(out, self.term);
         put_varint(out, self.sent_at.0);
         put_varint(out, self.echo.0);
@@ -174,13 +186,15 @@ impl Envelope {
         let group = GroupId(reader.varint()?);
         let counter = u32::try_from(reader.varint()?).map_err(|_| Malformed)?;
         let key = group_key(group, Incarnation { counter, nonce: reader.u64()? });
+        let mut generation = || u32::try_from(reader.varint()?).map_err(|_| Malformed);
+        let generations = Generations { from: generation()?, to: generation()? };
         let term = reader.varint()?;
         let sent_at = Instant(reader.varint()?);
         let echo = Instant(reader.varint()?);
         let floor = reader.varint()?;
         let body = Body::decode(&mut reader, term)?;
         reader.end()?;
-        Ok(Envelope { cluster, key, term, sent_at, echo, floor, body })
+        Ok(Envelope { cluster, key, generations, term, sent_at, echo, floor, body })
     }
 
     /// Roughly how many bytes the encoding takes, for budgets.
@@ -382,7 +396,7 @@ pub(crate) fn entry_payload(entry: &Entry) -> &Bytes {
 pub(crate) fn entry(index: u64, term: u64, payload: Bytes) -> Entry {
     let mut entry = Entry { index, term, ..Entry::default() };
     if payload.first() == Some(&HOST_PAYLOAD) {
-        entry.set_entry_type(EntryType::EntryConfChange);
+        entry.set_entry_type(EntryType::EntryConfChangeV2);
         entry.context = payload;
     } else {
         entry.data = payload;
@@ -397,7 +411,17 @@ mod tests {
 
     fn sample(body: Body) -> Envelope {
         let key = group_key(GroupId(7), Incarnation { counter: 3, nonce: 0xdead_beef });
-        Envelope { cluster: 1, key, term: 9, sent_at: Instant(123_456_789), echo: Instant(5), floor: 77, body }
+        let generations = Generations { from: 300, to: 2 };
+        Envelope {
+            cluster: 1,
+            key,
+            generations,
+            term: 9,
+            sent_at: Instant(123_456_789),
+            echo: Instant(5),
+            floor: 77,
+            body,
+        }
     }
 
     fn append() -> Message {

@@ -5,16 +5,14 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use holdfast_journal::{BatchId, EntryReader, GroupKey};
 use holdfast_queue::Machine;
-use holdfast_queue::ids::{GroupId, MemberId};
+use holdfast_queue::ids::{GroupId, MemberId, ReplicaId};
 use holdfast_queue::time::Instant;
 use raft::eraftpb::{ConfState, HardState, MessageType};
 use raft::{Config, ProgressState, RawNode, StateRole};
 
-use crate::api::{
-    GroupStatus, HostOutput, MembershipChange, PeerStatus, ProposalId, ProposeError, Role, is_machine_payload,
-};
+use crate::api::{GroupStatus, HostOutput, PeerStatus, ProposalId, ProposeError, Role, is_machine_payload};
 use crate::birth::BIRTH_INDEX;
-use crate::conf::{encode_change, raft_change};
+use crate::conf::StoredConf;
 use crate::context::{Context, Header, mix};
 use crate::envelope::{Body, entry};
 use crate::log::GroupLog;
@@ -36,6 +34,8 @@ pub(crate) struct Leadership {
 pub(crate) struct Group<M: Machine, R: EntryReader> {
     pub key: GroupKey,
     pub id: GroupId,
+    /// Who this replica is in the group.
+    pub me: ReplicaId,
     pub raw: RawNode<GroupLog<R>>,
     pub machine: M,
     pub applied: u64,
@@ -47,9 +47,11 @@ pub(crate) struct Group<M: Machine, R: EntryReader> {
     pub last_write: Option<BatchId>,
 
     /// The leader last heard, in which term, and the newest time that it put on an envelope.
-    pub echo: Option<(MemberId, u64, Instant)>,
+    pub echo: Option<(ReplicaId, u64, Instant)>,
     /// The voters; of a joint membership, both halves.
     pub voter_halves: Vec<Vec<u64>>,
+    /// Index of the last membership change that was applied; 0 for the founders.
+    pub changed_at: u64,
     /// On the leader: when each peer's last heard message from us was sent.
     pub heard: BTreeMap<u64, Instant>,
     /// Leadership as it was last announced.
@@ -82,7 +84,7 @@ pub(crate) struct Group<M: Machine, R: EntryReader> {
     pub deferred_dead: Vec<u64>,
 
     pub prepared: Option<Prepared>,
-    pub outgoing: BTreeMap<MemberId, Outgoing>,
+    pub outgoing: BTreeMap<ReplicaId, Outgoing>,
     pub incoming: Option<Incoming<M>>,
     /// The snapshot that raft-rs is about to hand out in a Ready.
     pub install: Option<Install<M>>,
@@ -96,6 +98,10 @@ pub(crate) struct Group<M: Machine, R: EntryReader> {
 /// What a replica starts from.
 pub(crate) struct Start<M, R> {
     pub key: GroupKey,
+    /// Which of this member's replicas of the group it is.
+    pub generation: u32,
+    /// Index of the membership change that is in force.
+    pub changed_at: u64,
     pub log: GroupLog<R>,
     pub machine: M,
     /// The index that the machine stands at.
@@ -107,8 +113,9 @@ pub(crate) struct Start<M, R> {
 
 impl<M: Machine, R: EntryReader> Group<M, R> {
     pub fn new<E>(start: Start<M, R>, cx: &Context<E>, logger: &slog::Logger) -> raft::Result<Self> {
+        let me = ReplicaId { member: cx.me, generation: start.generation };
         let config = Config {
-            id: cx.me.0,
+            id: me.raft_id(),
             election_tick: ticks(cx.config.election_ticks),
             heartbeat_tick: ticks(cx.config.heartbeat_ticks),
             applied: start.applied,
@@ -126,6 +133,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         let mut group = Self {
             key: start.key,
             id: GroupId(start.key.group),
+            me,
             raw,
             machine: start.machine,
             applied: start.applied,
@@ -134,6 +142,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
             last_write: None,
             echo: None,
             voter_halves: Vec::new(),
+            changed_at: start.changed_at,
             heard: BTreeMap::new(),
             announced: Leadership { term, ..Leadership::default() },
             withheld: VecDeque::new(),
@@ -185,8 +194,8 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
     }
 
     /// The leader as far as this replica knows, itself included.
-    pub fn leader(&self) -> Option<MemberId> {
-        (self.raw.raft.leader_id != 0).then_some(MemberId(self.raw.raft.leader_id))
+    pub fn leader(&self) -> Option<ReplicaId> {
+        (self.raw.raft.leader_id != 0).then_some(ReplicaId::from_raft_id(self.raw.raft.leader_id))
     }
 
     /// Leads, and its machine has caught up with what earlier terms committed (Raft §8).
@@ -207,42 +216,53 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         self.raw.raft.prs().conf().to_conf_state()
     }
 
+    /// The membership as this replica's checkpoints hold it.
+    pub fn stored_conf(&self) -> StoredConf {
+        StoredConf { conf: self.conf(), changed_at: self.changed_at, generation: self.me.generation }
+    }
+
     /// Voters of either half of the membership, ascending.
-    pub fn voters(&self) -> Vec<MemberId> {
+    pub fn voters(&self) -> Vec<ReplicaId> {
         let conf = self.raw.raft.prs().conf();
-        let mut voters: Vec<_> = conf.voters().ids().iter().map(MemberId).collect();
+        let mut voters: Vec<_> = conf.voters().ids().iter().map(ReplicaId::from_raft_id).collect();
         voters.sort_unstable();
         voters
     }
 
-    pub fn learners(&self) -> Vec<MemberId> {
-        let mut learners: Vec<_> = self.raw.raft.prs().conf().learners().iter().copied().map(MemberId).collect();
+    pub fn learners(&self) -> Vec<ReplicaId> {
+        let conf = self.raw.raft.prs().conf();
+        let mut learners: Vec<_> = conf.learners().iter().copied().map(ReplicaId::from_raft_id).collect();
         learners.sort_unstable();
         learners
     }
 
     /// All other replicas, ascending.
-    pub fn peers(&self) -> Vec<MemberId> {
-        let me = self.raw.raft.id;
-        let mut peers: Vec<_> =
-            self.raw.raft.prs().iter().map(|(id, _)| MemberId(*id)).filter(|id| id.0 != me).collect();
+    pub fn peers(&self) -> Vec<ReplicaId> {
+        let all = self.raw.raft.prs().iter().map(|(id, _)| ReplicaId::from_raft_id(*id));
+        let mut peers: Vec<_> = all.filter(|replica| *replica != self.me).collect();
         peers.sort_unstable();
         peers
     }
 
+    /// The replica of a member, if it has one; it has one at most.
+    pub fn replica_on(&self, member: MemberId) -> Option<ReplicaId> {
+        let mut all = self.raw.raft.prs().iter().map(|(id, _)| ReplicaId::from_raft_id(*id));
+        all.find(|replica| replica.member == member)
+    }
+
     /// What goes on an envelope to `to`.
-    pub fn header<E>(&self, to: MemberId, cx: &Context<E>) -> Header {
+    pub fn header<E>(&self, to: ReplicaId, cx: &Context<E>) -> Header {
         self.header_in(self.term(), to, cx)
     }
 
     /// The same for a message of an earlier term that was held back.
-    pub fn header_in<E>(&self, term: u64, to: MemberId, cx: &Context<E>) -> Header {
+    pub fn header_in<E>(&self, term: u64, to: ReplicaId, cx: &Context<E>) -> Header {
         let echo = match self.echo {
             Some((from, heard_in, at)) if from == to && heard_in == term => at,
             _ => Instant(0),
         };
         let floor = if self.is_leader() { self.matched_by_live(cx) } else { 0 };
-        Header { key: self.key, term, echo, floor }
+        Header { key: self.key, from: self.me.generation, to, term, echo, floor }
     }
 
     /// On the leader: how far every live replica holds the log.
@@ -251,7 +271,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
             .raft
             .prs()
             .iter()
-            .filter(|(id, _)| cx.is_live(MemberId(**id)))
+            .filter(|(id, _)| cx.is_up(**id))
             .map(|(_, progress)| progress.matched)
             .min()
             .unwrap_or(0)
@@ -283,7 +303,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         }
         // raft-rs forwards a follower's proposal to its leader; that never happens here.
         if !self.is_leader() {
-            return Err(ProposeError::NotLeader { leader: self.leader() });
+            return Err(self.not_leader());
         }
         self.wake(cx);
         let mut message = raft::eraftpb::Message::default();
@@ -292,58 +312,6 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         message.set_entries(vec![entry(0, 0, payload)].into());
         self.raw.step(message).map_err(|_| ProposeError::Busy)?;
         Ok(ProposalId { index: self.last(), term: self.term() })
-    }
-
-    /// Proposes a simple membership change on the leader.
-    pub fn change_membership<E>(
-        &mut self,
-        change: MembershipChange,
-        cx: &mut Context<E>,
-    ) -> Result<ProposalId, ProposeError> {
-        if !self.is_leader() {
-            return Err(ProposeError::NotLeader { leader: self.leader() });
-        }
-        self.check_change(change, cx)?;
-        if self.raw.raft.has_pending_conf() || self.raw.raft.lead_transferee.is_some() {
-            return Err(ProposeError::ChangePending);
-        }
-        self.wake(cx);
-        self.raw
-            .propose_conf_change(encode_change(change).to_vec(), raft_change(change))
-            .map_err(|_| ProposeError::Busy)?;
-        Ok(ProposalId { index: self.last(), term: self.term() })
-    }
-
-    fn check_change<E>(&self, change: MembershipChange, cx: &Context<E>) -> Result<(), ProposeError> {
-        let (voters, learners) = (self.voters(), self.learners());
-        let bad = |text: String| Err(ProposeError::BadChange(text));
-        match change {
-            MembershipChange::AddLearner(member) => {
-                if member.0 == 0 || voters.contains(&member) || learners.contains(&member) {
-                    return bad(format!("member {member} is in the group already"));
-                }
-            }
-            MembershipChange::Promote(member) => {
-                let Some(progress) = self.raw.raft.prs().get(member.0) else {
-                    return bad(format!("member {member} is not a learner of the group"));
-                };
-                if !learners.contains(&member) {
-                    return bad(format!("member {member} is a voter already"));
-                }
-                if !cx.is_live(member) || progress.matched < self.commit() {
-                    return bad(format!("member {member} does not hold the whole log yet"));
-                }
-            }
-            MembershipChange::Remove(member) => {
-                if member == cx.me {
-                    return bad("a leader cannot remove itself; transfer leadership first".into());
-                }
-                if !voters.contains(&member) && !learners.contains(&member) {
-                    return bad(format!("member {member} is not in the group"));
-                }
-            }
-        }
-        Ok(())
     }
 
     /// Starts the clock again. A leader tells its followers that it is there, and begins its election clock anew.
@@ -367,10 +335,10 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         self.wake(cx);
         if let Some(leader) = self.leader()
             && was_quiesced
-            && leader != cx.me
+            && leader != self.me
         {
             let header = self.header(leader, cx);
-            cx.send(leader, header, Body::Wake);
+            cx.send(header, Body::Wake);
         }
     }
 
@@ -383,9 +351,10 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         };
         GroupStatus {
             key: self.key,
+            generation: Some(self.me.generation),
             role,
             term: self.term(),
-            leader: self.leader(),
+            leader: self.leader().map(|leader| leader.member),
             me_leading: self.is_leading(),
             commit: self.commit(),
             applied: self.applied,
@@ -395,6 +364,8 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
             log_bytes: self.log().bytes(),
             voters: self.voters(),
             learners: self.learners(),
+            joint: self.is_joint(),
+            changed_at: self.changed_at,
             peers: if self.is_leader() { self.peer_status(cx) } else { Vec::new() },
             quiesced: self.quiesced,
             quarantined: None,
@@ -406,16 +377,16 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         let mut peers: Vec<_> = prs
             .iter()
             .map(|(id, progress)| PeerStatus {
-                member: MemberId(*id),
+                replica: ReplicaId::from_raft_id(*id),
                 voter: prs.conf().voters().contains(*id),
                 matched: progress.matched,
                 lag: self.last().saturating_sub(progress.matched),
-                live: cx.is_live(MemberId(*id)),
+                live: cx.is_up(*id),
                 snapshot: progress.state == ProgressState::Snapshot,
-                snapshot_percent: self.outgoing.get(&MemberId(*id)).map(Outgoing::percent),
+                snapshot_percent: self.outgoing.get(&ReplicaId::from_raft_id(*id)).map(Outgoing::percent),
             })
             .collect();
-        peers.sort_unstable_by_key(|peer| peer.member);
+        peers.sort_unstable_by_key(|peer| peer.replica);
         peers
     }
 }

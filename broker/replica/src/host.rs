@@ -32,6 +32,8 @@ pub(crate) enum Replica<M: Machine, R: EntryReader> {
     /// Takes no part until it is repaired; its disk is left as it is.
     Quarantined {
         key: GroupKey,
+        /// Which replica it is, if that is known.
+        generation: Option<u32>,
         why: String,
     },
 }
@@ -107,6 +109,26 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
     /// The life of the group that is here.
     pub fn key(&self, group: GroupId) -> Option<GroupKey> {
         self.replicas.get(&group).map(Replica::key)
+    }
+
+    /// Which of this member's replicas of a group is here: the outer none if there is none, the inner one if it is too
+    /// damaged to say.
+    pub fn generation(&self, group: GroupId) -> Option<Option<u32>> {
+        match self.replicas.get(&group)? {
+            Replica::Forming(_) => Some(Some(0)),
+            Replica::Running(group) => Some(Some(group.me.generation)),
+            Replica::Quarantined { generation, .. } => Some(*generation),
+        }
+    }
+
+    /// True if the replica that is here takes no part.
+    pub fn is_quarantined(&self, group: GroupId) -> bool {
+        matches!(self.replicas.get(&group), Some(Replica::Quarantined { .. }))
+    }
+
+    /// True while this member hands its leaderships away.
+    pub fn is_draining(&self) -> bool {
+        self.cx.draining_until.is_some()
     }
 
     pub(crate) fn running(&self, group: GroupId) -> Option<&Group<M, R>> {
@@ -185,7 +207,7 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
 
     /// Who leads the group, as far as this member knows.
     pub fn leader(&self, group: GroupId) -> Option<MemberId> {
-        self.running(group)?.leader()
+        self.running(group)?.leader().map(|leader| leader.member)
     }
 
     /// The group as this member sees it.
@@ -193,7 +215,7 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
         match self.replicas.get(&group)? {
             Replica::Forming(forming) => Some(forming.status()),
             Replica::Running(group) => Some(group.status(&self.cx)),
-            Replica::Quarantined { key, why } => Some(quarantined_status(*key, why)),
+            Replica::Quarantined { key, generation, why } => Some(quarantined_status(*key, *generation, why)),
         }
     }
 
@@ -213,7 +235,7 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
     }
 
     /// Proposes a membership change on the group's leader.
-    pub fn change_membership(&mut self, group: GroupId, change: MembershipChange) -> Result<ProposalId, ProposeError> {
+    pub fn change_membership(&mut self, group: GroupId, change: &MembershipChange) -> Result<ProposalId, ProposeError> {
         self.with_leader(group, |group, cx| group.change_membership(change, cx))
     }
 
@@ -418,7 +440,7 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
         info!(%member, "suspected");
         for id in self.running_groups() {
             self.guarded(id, |group, cx| {
-                if group.leader() == Some(member) {
+                if group.leader().map(|leader| leader.member) == Some(member) {
                     group.leader_lost(cx);
                 }
             });
@@ -502,13 +524,15 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
         let Some(replica) = self.replicas.get(&id) else { return };
         let key = replica.key();
         error!(group = %id, why, "quarantined");
+        let mut generation = None;
         if let Replica::Running(group) = replica {
+            generation = Some(group.me.generation);
             for peer in group.peers() {
                 let header = group.header(peer, &self.cx);
-                self.cx.send(peer, header, Body::Resigned);
+                self.cx.send(header, Body::Resigned);
             }
         }
-        self.replicas.insert(id, Replica::Quarantined { key, why: why.clone() });
+        self.replicas.insert(id, Replica::Quarantined { key, generation, why: why.clone() });
         self.forget(id);
         self.cx.outbox.push_back(HostOutput::Quarantined { group: id, why });
     }
@@ -520,9 +544,10 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
     }
 }
 
-fn quarantined_status(key: GroupKey, why: &str) -> GroupStatus {
+fn quarantined_status(key: GroupKey, generation: Option<u32>, why: &str) -> GroupStatus {
     GroupStatus {
         key,
+        generation,
         role: Role::Quarantined,
         term: 0,
         leader: None,
@@ -535,6 +560,8 @@ fn quarantined_status(key: GroupKey, why: &str) -> GroupStatus {
         log_bytes: 0,
         voters: Vec::new(),
         learners: Vec::new(),
+        joint: false,
+        changed_at: 0,
         peers: Vec::new(),
         quiesced: false,
         quarantined: Some(why.to_owned()),

@@ -2,7 +2,7 @@
 
 use holdfast_journal::EntryReader;
 use holdfast_queue::Machine;
-use holdfast_queue::ids::MemberId;
+use holdfast_queue::ids::{MemberId, ReplicaId};
 use holdfast_queue::time::Instant;
 use raft::ProgressState;
 use tracing::info;
@@ -23,15 +23,16 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
             return false;
         }
         let timeout = cx.config.election_timeout();
-        let recent = |id: &u64| *id == cx.me.0 || self.heard.get(id).is_some_and(|at| now.since(*at) < timeout);
+        let recent =
+            |id: &u64| *id == self.me.raft_id() || self.heard.get(id).is_some_and(|at| now.since(*at) < timeout);
         let majority = |half: &Vec<u64>| half.iter().filter(|id| recent(id)).count() > half.len() / 2;
         self.voter_halves.iter().all(majority)
     }
 
     /// A peer that follows this leader in this term echoed one of its times.
-    pub fn note_heard(&mut self, from: MemberId, echo: Instant) {
+    pub fn note_heard(&mut self, from: ReplicaId, echo: Instant) {
         if echo > Instant(0) {
-            let at = self.heard.entry(from.0).or_default();
+            let at = self.heard.entry(from.raft_id()).or_default();
             *at = (*at).max(echo);
         }
     }
@@ -71,18 +72,19 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         if !self.is_leader() {
             return Err(TransferError::NotLeader);
         }
-        if !self.raw.raft.prs().conf().voters().contains(to.0) {
+        let Some(voter) = self.voters().into_iter().find(|voter| voter.member == to) else {
             return Err(TransferError::NotAVoter(to));
-        }
-        if to == cx.me {
+        };
+        let id = voter.raft_id();
+        if voter == self.me {
             return Ok(());
         }
         let quiesced = self.quiesced;
-        let Some(progress) = self.raw.raft.prs().get(to.0) else {
+        let Some(progress) = self.raw.raft.prs().get(id) else {
             return Err(TransferError::NotAVoter(to));
         };
         let timeout = cx.config.election_timeout();
-        let heard = self.heard.get(&to.0).is_some_and(|at| cx.now.since(*at) < timeout);
+        let heard = self.heard.get(&id).is_some_and(|at| cx.now.since(*at) < timeout);
         // A quiesced follower is silent; for it the members' own heartbeats speak.
         if !cx.is_live(to) || !(heard || quiesced) {
             return Err(TransferError::NotLive(to));
@@ -91,12 +93,12 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         if progress.state != ProgressState::Replicate || entries > TRANSFER_LAG {
             return Err(TransferError::Lagging { to, entries });
         }
-        if self.raw.raft.has_pending_conf() || self.raw.raft.lead_transferee.is_some_and(|other| other != to.0) {
+        if self.raw.raft.has_pending_conf() || self.raw.raft.lead_transferee.is_some_and(|other| other != id) {
             return Err(TransferError::Busy);
         }
         self.wake(cx);
         info!(group = %self.id, %to, "handing leadership over");
-        self.raw.transfer_leader(to.0);
+        self.raw.transfer_leader(id);
         Ok(())
     }
 
@@ -104,10 +106,11 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
     /// slow, and handing over would only add elections.
     pub fn leave_slow_disk(&mut self, cx: &mut Context<M::Effect>) {
         let last = self.last();
-        let matched = |voter: &MemberId| self.raw.raft.prs().get(voter.0).map_or(0, |progress| progress.matched);
+        let matched =
+            |voter: &ReplicaId| self.raw.raft.prs().get(voter.raft_id()).map_or(0, |progress| progress.matched);
         if self.raw.raft.raft_log.persisted < last && self.raw.raft.lead_transferee.is_none() {
             let faster: Vec<_> = self.voters().into_iter().filter(|voter| matched(voter) == last).collect();
-            let _ = faster.into_iter().any(|voter| self.transfer(voter, cx).is_ok());
+            let _ = faster.into_iter().any(|voter| self.transfer(voter.member, cx).is_ok());
         }
     }
 
@@ -119,8 +122,8 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         let mut targets: Vec<_> = self
             .voters()
             .into_iter()
-            .filter(|voter| *voter != cx.me)
-            .filter_map(|voter| Some((self.raw.raft.prs().get(voter.0)?.matched, voter)))
+            .filter(|voter| *voter != self.me)
+            .filter_map(|voter| Some((self.raw.raft.prs().get(voter.raft_id())?.matched, voter.member)))
             .collect();
         // Most of the log first; of equals, spread by group so that not one member gets all.
         let rotate = |voter: MemberId| voter.0.wrapping_add(self.key.group) % (targets.len() as u64).max(1);

@@ -13,6 +13,7 @@
 //! | `log` | raft-rs' view of the log: terms in memory, payloads in memory or on disk |
 //! | `receive`, `envelope`, `parking` | messages from peers and their encoding |
 //! | `copies` | on how many disks an entry is |
+//! | `membership` | changes of the membership: which are taken, and what follows |
 //! | `leadership` | the lease, effects that wait for it, transfers |
 //! | `clock`, `suspicion` | ticks, quiescence; ranked elections when a member dies |
 //! | `upkeep` | bodies that the journal moved, logs that it wants shorter, payloads that it lost |
@@ -40,6 +41,7 @@ mod group;
 mod host;
 mod leadership;
 mod log;
+mod membership;
 mod parking;
 mod ready;
 mod receive;
@@ -56,3 +58,4 @@ pub use api::{
 pub use config::HostConfig;
 pub use envelope::{ENVELOPE_VERSION, Envelope, EnvelopeError};
 pub use host::Host;
+pub use membership::CAUGHT_UP_LAG;

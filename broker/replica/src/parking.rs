@@ -58,13 +58,14 @@ impl Parking {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::envelope::Body;
+    use crate::envelope::{Body, Generations};
 
     fn envelope(group: u64, counter: u32) -> Envelope {
         let mut key = GroupKey { group, ..GroupKey::default() };
         key.incarnation.counter = counter;
         let (sent_at, echo) = (Instant(0), Instant(0));
-        Envelope { cluster: 0, key, term: 1, sent_at, echo, floor: 0, body: Body::Wake }
+        let generations = Generations::default();
+        Envelope { cluster: 0, key, generations, term: 1, sent_at, echo, floor: 0, body: Body::Wake }
     }
 
     #[test]

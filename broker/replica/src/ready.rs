@@ -6,16 +6,15 @@
 //! [`Group::written`], when the batch is durable.
 
 use holdfast_journal::{BatchId, EntryReader, Op};
-use holdfast_queue::ids::MemberId;
+use holdfast_queue::ids::ReplicaId;
 #[cfg(feature = "mutants")]
 use holdfast_queue::mutants::{Mutant, is_planted};
 use holdfast_queue::{ApplyMeta, Machine};
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 use raft::{ProgressState, Ready};
-use tracing::{debug, error, info, warn};
+use tracing::{debug, error, info};
 
 use crate::api::HostOutput;
-use crate::conf::{decode_change, raft_change};
 use crate::context::Context;
 use crate::envelope::{Body, entry_payload, travels};
 use crate::group::{Group, Leadership};
@@ -164,7 +163,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
 
     /// Sends a message of raft-rs. Its snapshots only start a transfer; what it would forward is dropped.
     fn send_message(&mut self, mut message: Message, cx: &mut Context<M::Effect>) {
-        let to = MemberId(message.to);
+        let to = ReplicaId::from_raft_id(message.to);
         match message.get_msg_type() {
             MessageType::MsgSnapshot => self.begin_sending(to, &message, cx),
             kind if travels(kind) => {
@@ -173,7 +172,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
                 let header = self.header_in(term, to, cx);
                 // Local fields; the wire has its own.
                 (message.from, message.to) = (0, 0);
-                cx.send(to, header, Body::Raft(Box::new(message)));
+                cx.send(header, Body::Raft(Box::new(message)));
             }
             kind => debug!(group = %self.id, ?kind, "not sent: never forwarded"),
         }
@@ -215,34 +214,6 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         self.emit(output, cx);
     }
 
-    fn apply_change(&mut self, entry: &Entry, cx: &mut Context<M::Effect>) {
-        self.applied = entry.index;
-        self.applied_since.0 += 1;
-        let change = match decode_change(entry_payload(entry)) {
-            Ok(change) => change,
-            Err(_) => {
-                error!(group = %self.id, index = entry.index, "a malformed membership change was committed");
-                return;
-            }
-        };
-        if let Err(error) = self.raw.apply_conf_change(&raft_change(change)) {
-            // The same on every replica, since it depends on the membership alone.
-            warn!(group = %self.id, index = entry.index, ?change, %error, "a membership change had no effect");
-            return;
-        }
-        self.note_membership();
-        let (voters, learners) = (self.voters(), self.learners());
-        info!(group = %self.id, index = entry.index, ?change, ?voters, ?learners, "membership changed");
-        self.heard.retain(|id, _| voters.contains(&MemberId(*id)));
-        self.outgoing.retain(|to, _| voters.contains(to) || learners.contains(to));
-        if self.is_leader() && !voters.contains(&cx.me) {
-            let term = self.term();
-            self.raw.raft.become_follower(term, 0);
-        }
-        let output = HostOutput::MembershipChanged { group: self.id, index: entry.index, voters, learners };
-        self.emit(output, cx);
-    }
-
     /// Says who leads, when that changed.
     pub fn announce(&mut self, cx: &mut Context<M::Effect>) {
         let now = Leadership { leader: self.raw.raft.leader_id, term: self.term(), me_leading: self.is_leading() };
@@ -262,15 +233,15 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         }
         let group = self.id;
         info!(%group, leader = now.leader, term = now.term, me_leading = now.me_leading, "leadership");
-        let leader = self.leader();
+        let leader = self.leader().map(|leader| leader.member);
         let output = HostOutput::LeaderChanged { group, leader, term: now.term, me_leading: now.me_leading };
         if now.me_leading { self.emit(output, cx) } else { cx.outbox.push_back(output) }
     }
 
     /// Works around raft-rs 0.7.0, which lets a probe's next index fall to or below what is matched; a follower whose
     /// answers then say nothing new is never sent more (fixed upstream by #557, after the release).
-    pub fn mend_probe(&mut self, from: MemberId) {
-        if let Some(progress) = self.raw.raft.mut_prs().get_mut(from.0)
+    pub fn mend_probe(&mut self, from: ReplicaId) {
+        if let Some(progress) = self.raw.raft.mut_prs().get_mut(from.raft_id())
             && progress.state == ProgressState::Probe
             && progress.next_idx <= progress.matched
         {

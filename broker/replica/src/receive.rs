@@ -2,7 +2,7 @@
 
 use holdfast_journal::EntryReader;
 use holdfast_queue::Machine;
-use holdfast_queue::ids::MemberId;
+use holdfast_queue::ids::{MemberId, ReplicaId};
 use raft::eraftpb::{Message, MessageType};
 use tracing::trace;
 
@@ -13,7 +13,13 @@ use crate::group::Group;
 impl<M: Machine, R: EntryReader> Group<M, R> {
     /// Takes in an envelope for this life of the group.
     pub fn handle(&mut self, from: MemberId, envelope: Envelope, cx: &mut Context<M::Effect>) {
-        let Envelope { term, sent_at, echo, floor, body, .. } = envelope;
+        let Envelope { generations, term, sent_at, echo, floor, body, .. } = envelope;
+        if generations.to != self.me.generation {
+            // It is meant for another replica of this member: one that is gone, or one that is still to come.
+            trace!(group = %self.id, %from, generation = generations.to, "for another replica");
+            return;
+        }
+        let from = ReplicaId { member: from, generation: generations.from };
         match body {
             Body::Raft(message) => self.step(from, *message, cx),
             Body::Quiesce { last, commit } => {
@@ -46,9 +52,9 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         }
     }
 
-    fn step(&mut self, from: MemberId, mut message: Message, cx: &mut Context<M::Effect>) {
-        message.from = from.0;
-        message.to = cx.me.0;
+    fn step(&mut self, from: ReplicaId, mut message: Message, cx: &mut Context<M::Effect>) {
+        message.from = from.raft_id();
+        message.to = self.me.raft_id();
         let kind = message.get_msg_type();
         self.wake_for(&message, cx);
         match kind {

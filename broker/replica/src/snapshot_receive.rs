@@ -5,7 +5,7 @@
 use bytes::{Bytes, BytesMut};
 use holdfast_journal::{BatchId, EntryReader, Location, Op};
 use holdfast_queue::Machine;
-use holdfast_queue::ids::MemberId;
+use holdfast_queue::ids::ReplicaId;
 use holdfast_queue::time::Instant;
 use raft::StateRole;
 use raft::eraftpb::{Message, MessageType, Snapshot, SnapshotMetadata};
@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use crate::api::HostOutput;
 use crate::bytes_reader::{Malformed, Reader};
-use crate::conf::decode_conf;
+use crate::conf::StoredConf;
 use crate::context::Context;
 use crate::envelope::{Body, SnapshotAnswer, SnapshotChunk, SnapshotOffer, SnapshotState};
 use crate::group::Group;
@@ -23,7 +23,7 @@ use crate::writes::After;
 
 /// A snapshot that is coming in.
 pub(crate) struct Incoming<M> {
-    from: MemberId,
+    from: ReplicaId,
     term: u64,
     offer: SnapshotOffer,
     /// Payloads up to here are in this replica's log.
@@ -44,14 +44,14 @@ pub(crate) struct Install<M> {
     index: u64,
     machine: M,
     machine_bytes: Bytes,
-    conf: Bytes,
+    conf: StoredConf,
     live: Vec<u64>,
     pub(crate) bodies: Bodies,
 }
 
 impl<M: Machine, R: EntryReader> Group<M, R> {
     /// A leader offers a snapshot, for the first time or after a cut.
-    pub fn snapshot_offered(&mut self, from: MemberId, term: u64, offer: SnapshotOffer, cx: &mut Context<M::Effect>) {
+    pub fn snapshot_offered(&mut self, from: ReplicaId, term: u64, offer: SnapshotOffer, cx: &mut Context<M::Effect>) {
         let raft = &self.raw.raft;
         let of_use = term >= raft.term
             && raft.state != StateRole::Leader
@@ -94,13 +94,13 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         self.answer_snapshot(from, id, state, cx);
     }
 
-    fn answer_snapshot(&mut self, to: MemberId, id: u64, state: SnapshotState, cx: &mut Context<M::Effect>) {
+    fn answer_snapshot(&mut self, to: ReplicaId, id: u64, state: SnapshotState, cx: &mut Context<M::Effect>) {
         let header = self.header(to, cx);
-        cx.send(to, header, Body::SnapshotAnswer(SnapshotAnswer { id, state }));
+        cx.send(header, Body::SnapshotAnswer(SnapshotAnswer { id, state }));
     }
 
     /// A piece of the snapshot.
-    pub fn snapshot_chunk(&mut self, from: MemberId, chunk: SnapshotChunk, cx: &mut Context<M::Effect>) {
+    pub fn snapshot_chunk(&mut self, from: ReplicaId, chunk: SnapshotChunk, cx: &mut Context<M::Effect>) {
         let Some(incoming) = &mut self.incoming else { return };
         if incoming.from != from || incoming.offer.id != chunk.id || chunk.position < incoming.position {
             return;
@@ -134,7 +134,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
 
     fn store_payloads(
         &mut self,
-        from: MemberId,
+        from: ReplicaId,
         chunk: &SnapshotChunk,
         payloads: Vec<(u64, Bytes)>,
         cx: &mut Context<M::Effect>,
@@ -162,7 +162,14 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
     }
 
     /// Everything up to a chunk's end is durable.
-    pub fn chunk_written(&mut self, from: MemberId, snapshot: u64, next: u64, last: bool, cx: &mut Context<M::Effect>) {
+    pub fn chunk_written(
+        &mut self,
+        from: ReplicaId,
+        snapshot: u64,
+        next: u64,
+        last: bool,
+        cx: &mut Context<M::Effect>,
+    ) {
         let Some(incoming) = &self.incoming else { return };
         if incoming.from != from || incoming.offer.id != snapshot {
             return;
@@ -184,7 +191,8 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
             return;
         }
         let (from, term, offer) = (incoming.from, incoming.term, incoming.offer);
-        let (Some((machine, machine_bytes, live)), Ok(conf)) = (incoming.machine, decode_conf(&offer.conf)) else {
+        let (Some((machine, machine_bytes, live)), Ok(conf)) = (incoming.machine, StoredConf::decode(&offer.conf))
+        else {
             self.answer_snapshot(from, offer.id, SnapshotState::Refused, cx);
             return;
         };
@@ -205,14 +213,19 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
             }
         };
         let (index, index_term) = (offer.index, offer.index_term);
-        let metadata =
-            SnapshotMetadata { conf_state: Some(conf).into(), index, term: index_term, ..SnapshotMetadata::default() };
+        let conf = StoredConf { generation: self.me.generation, ..conf };
+        let metadata = SnapshotMetadata {
+            conf_state: Some(conf.conf.clone()).into(),
+            index,
+            term: index_term,
+            ..SnapshotMetadata::default()
+        };
         let mut snapshot = Snapshot::default();
         snapshot.set_metadata(metadata);
-        let mut message = Message { from: from.0, to: cx.me.0, term, ..Message::default() };
+        let mut message = Message { from: from.raft_id(), to: self.me.raft_id(), term, ..Message::default() };
         message.set_msg_type(MessageType::MsgSnapshot);
         message.set_snapshot(snapshot);
-        self.install = Some(Install { index, machine, machine_bytes, conf: offer.conf, live, bodies });
+        self.install = Some(Install { index, machine, machine_bytes, conf, live, bodies });
         let _ = self.raw.step(message);
         if self.raw.snap().is_none() {
             // raft-rs has more than this by now, or another leader.
@@ -227,7 +240,8 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         let install = self.install.take().filter(|install| install.index == index);
         // Without the machine that belongs to it this replica must not go on; the panic quarantines it.
         let Some(install) = install else { panic!("raft takes a snapshot at {index} that was not received") };
-        let (key, conf, live) = (self.key, install.conf, install.live);
+        let (key, conf, live) = (self.key, install.conf.encode(), install.live);
+        self.changed_at = install.conf.changed_at;
         cx.writes.push(Op::Checkpoint { key, index, term, conf, machine: install.machine_bytes });
         cx.writes.push(Op::Reset { key, index, term });
         let batch = cx.writes.push(Op::Compact { key, up_to: index, live });

@@ -10,14 +10,14 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use holdfast_journal::EntryReader;
 use holdfast_queue::Machine;
-use holdfast_queue::ids::MemberId;
+use holdfast_queue::ids::ReplicaId;
 use holdfast_queue::time::Instant;
 use raft::eraftpb::{Message, Snapshot, SnapshotMetadata};
 use raft::{SnapshotStatus, Storage};
 use tracing::{info, warn};
 
 use crate::bytes_reader::{put_bytes, put_varint};
-use crate::conf::encode_conf;
+use crate::conf::StoredConf;
 use crate::context::{Context, mix};
 use crate::envelope::{Body, SnapshotChunk, SnapshotOffer, SnapshotState};
 use crate::group::Group;
@@ -78,7 +78,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
             id: mix(&[cx.seed, cx.now.0, cx.me.0, self.key.group, self.applied]),
             index: self.applied,
             index_term: term,
-            conf: encode_conf(&self.conf()),
+            conf: StoredConf { conf: self.conf(), changed_at: self.changed_at, generation: 0 }.encode(),
             machine_bytes: machine.len() as u64,
             machine_crc: crc32c::crc32c(&machine),
         };
@@ -96,12 +96,12 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
     }
 
     /// raft-rs decided to send the prepared snapshot to `to`.
-    pub fn begin_sending(&mut self, to: MemberId, message: &Message, cx: &mut Context<M::Effect>) {
+    pub fn begin_sending(&mut self, to: ReplicaId, message: &Message, cx: &mut Context<M::Effect>) {
         let index = message.get_snapshot().get_metadata().index;
         let content = match &self.prepared {
             Some(prepared) if prepared.content.offer.index == index => Arc::clone(&prepared.content),
             _ => {
-                self.raw.report_snapshot(to.0, SnapshotStatus::Failure);
+                self.raw.report_snapshot(to.raft_id(), SnapshotStatus::Failure);
                 return;
             }
         };
@@ -119,11 +119,11 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         self.outgoing.insert(to, outgoing);
         self.wake(cx);
         let header = self.header(to, cx);
-        cx.send(to, header, Body::SnapshotOffer(offer));
+        cx.send(header, Body::SnapshotOffer(offer));
     }
 
     /// The follower says how far it is.
-    pub fn snapshot_answered(&mut self, from: MemberId, id: u64, state: SnapshotState, cx: &mut Context<M::Effect>) {
+    pub fn snapshot_answered(&mut self, from: ReplicaId, id: u64, state: SnapshotState, cx: &mut Context<M::Effect>) {
         let Some(outgoing) = self.outgoing.get_mut(&from) else { return };
         if outgoing.content.offer.id != id {
             return;
@@ -153,7 +153,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
     }
 
     /// Fills the window.
-    fn send_chunks(&mut self, to: MemberId, cx: &mut Context<M::Effect>) {
+    fn send_chunks(&mut self, to: ReplicaId, cx: &mut Context<M::Effect>) {
         while let Some(outgoing) = self.outgoing.get(&to) {
             let full = outgoing.on_the_way.len() >= cx.config.snapshot_window;
             let content = Arc::clone(&outgoing.content);
@@ -174,7 +174,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
                 outgoing.last_sent = cx.now;
             }
             let header = self.header(to, cx);
-            cx.send(to, header, Body::SnapshotChunk(chunk));
+            cx.send(header, Body::SnapshotChunk(chunk));
         }
     }
 
@@ -205,12 +205,12 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
     }
 
     /// Ends a transfer; raft-rs goes on with that follower.
-    fn end_sending(&mut self, to: MemberId, status: SnapshotStatus, cx: &mut Context<M::Effect>) {
+    fn end_sending(&mut self, to: ReplicaId, status: SnapshotStatus, cx: &mut Context<M::Effect>) {
         if self.outgoing.remove(&to).is_none() {
             return;
         }
         info!(group = %self.id, %to, ?status, "raft snapshot ended");
-        self.raw.report_snapshot(to.0, status);
+        self.raw.report_snapshot(to.raft_id(), status);
         self.drop_unused_snapshot(cx);
     }
 
@@ -249,7 +249,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
                 outgoing.asked = true;
                 outgoing.last_sent = cx.now;
                 let offer = outgoing.content.offer.clone();
-                cx.send(to, header, Body::SnapshotOffer(offer));
+                cx.send(header, Body::SnapshotOffer(offer));
             }
         }
         let unused = self.outgoing.is_empty()

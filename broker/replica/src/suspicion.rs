@@ -23,7 +23,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
     /// True if the leader of this term is suspected, or is known to be gone.
     pub fn is_leader_lost<E>(&self, cx: &Context<E>) -> bool {
         let leader = self.raw.raft.leader_id;
-        leader != 0 && (cx.suspected.contains(&MemberId(leader)) || self.gone == Some((leader, self.term())))
+        leader != 0 && (!cx.is_up(leader) || self.gone == Some((leader, self.term())))
     }
 
     /// The leader is gone or suspected: votes are given from now on, and this replica's turn to campaign is set. A
@@ -34,8 +34,8 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         if !self.may_campaign() {
             return;
         }
-        let survivors: Vec<_> = self.voters().into_iter().filter(|voter| cx.is_live(*voter)).collect();
-        let Some(position) = survivors.iter().position(|voter| *voter == cx.me) else { return };
+        let survivors: Vec<_> = self.voters().into_iter().filter(|voter| cx.is_live(voter.member)).collect();
+        let Some(position) = survivors.iter().position(|voter| *voter == self.me) else { return };
         // Rotated by group, so that one survivor does not get all the leaderships.
         let count = survivors.len() as u64;
         let first = self.key.group % count;
@@ -78,15 +78,14 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
 
     /// The member runs again, or is heard again. `restarted`: it is another run, which leads nothing.
     pub fn peer_returned(&mut self, member: MemberId, restarted: bool, cx: &mut Context<M::Effect>) {
-        if self.raw.raft.prs().get(member.0).is_none() {
-            return;
-        }
+        let Some(replica) = self.replica_on(member) else { return };
         if self.is_leader() {
-            let lacks = self.raw.raft.prs().get(member.0).is_some_and(|peer| peer.matched < self.last());
+            let progress = self.raw.raft.prs().get(replica.raft_id());
+            let lacks = progress.is_some_and(|peer| peer.matched < self.last());
             if restarted || lacks || self.quiesced_without {
                 self.wake(cx);
             }
-        } else if restarted && self.leader() == Some(member) {
+        } else if restarted && self.leader().map(|leader| leader.member) == Some(member) {
             self.leader_gone(cx);
         }
     }

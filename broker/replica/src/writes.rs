@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use holdfast_journal::{Batch, BatchId, GroupKey, Op, Written, WrittenRecord};
-use holdfast_queue::ids::MemberId;
+use holdfast_queue::ids::ReplicaId;
 use holdfast_queue::time::Instant;
 use raft::eraftpb::Message;
 
@@ -34,7 +34,7 @@ pub(crate) enum After {
     /// Payloads of a snapshot chunk.
     Bodies {
         key: GroupKey,
-        from: MemberId,
+        from: ReplicaId,
         snapshot: u64,
         next: u64,
         last: bool,

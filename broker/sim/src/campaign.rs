@@ -7,8 +7,8 @@ use std::time::Instant;
 use crate::faults::{FAULTS, How};
 use crate::mutants::Mutation;
 use crate::plan::{Cut, Profile};
-use crate::replicas;
 use crate::run::{Failure, Run, Summary};
+use crate::{membership, replicas};
 
 /// Which seeds, and over how many threads.
 #[derive(Clone, Copy, Debug)]
@@ -123,14 +123,24 @@ impl Campaign {
     /// Plays replication alone.
     #[must_use]
     pub fn go_replicas(&self) -> bool {
-        let outcome = self.play(play_replicas, true);
-        report(&outcome, "sim-replicas");
+        self.go_named("replicas", play_replicas)
+    }
+
+    /// Plays clusters whose members come and go.
+    #[must_use]
+    pub fn go_membership(&self) -> bool {
+        self.go_named("membership", |seed| membership::run_seed(seed, None))
+    }
+
+    fn go_named(&self, profile: &str, play: impl Fn(u64) -> Result<Summary, Box<Failure>> + Sync) -> bool {
+        let outcome = self.play(play, true);
+        report(&outcome, &format!("sim-{profile}"));
         let Some(failure) = outcome.failures.first() else { return true };
         for line in &failure.trace {
             println!("  {line}");
         }
         println!("sim: seed {} failed: {}", failure.seed, failure.what);
-        println!("sim: replay it with: holdfast-sim --profile replicas --seed {}", failure.seed);
+        println!("sim: replay it with: holdfast-sim --profile {profile} --seed {}", failure.seed);
         false
     }
 }

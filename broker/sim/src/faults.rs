@@ -106,7 +106,7 @@ pub const FAULTS: [Fault; 35] = [
         Simulated("a leader hands over; of a follower publishers notice nothing", stall),
     ),
     fault(24, "clocks are off by an hour and jump", Simulated("service 3 s after", clocks)),
-    fault(25, "members come and go while another dies", Elsewhere("membership changes are not in the engine yet")),
+    fault(25, "members come and go while another dies", Elsewhere("a profile of its own: --profile membership")),
     fault(
         26,
         "a queue is deleted and made again while a member is down",

@@ -15,6 +15,7 @@
 //! | `client`, `ledger` | AMQP clients, and what they were told |
 //! | `invariants` | one promise in each file, with its source |
 //! | `campaign`, `minimize` | many seeds over threads, with reports; a failing run made smaller |
+//! | `membership` | members that come, go, are replaced and have damaged disks, under load and other faults |
 //! | `mutants` | planted bugs that the simulator must find |
 //! | `replicas` | replication and journal alone, for many more leader changes in the same time |
 //!
@@ -28,6 +29,7 @@ pub mod faults;
 pub mod holdings;
 pub mod invariants;
 pub mod ledger;
+pub mod membership;
 pub mod minimize;
 pub mod mutants;
 pub mod nemesis;

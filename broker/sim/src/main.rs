@@ -5,8 +5,8 @@ use holdfast_sim::campaign::{Campaign, mutants, sim_faults};
 use holdfast_sim::minimize::minimize;
 use holdfast_sim::mutants::Mutation;
 use holdfast_sim::plan::{Cut, Profile};
-use holdfast_sim::replicas;
 use holdfast_sim::run::{Run, Watch};
+use holdfast_sim::{membership, replicas};
 use std::process::ExitCode;
 
 /// What is simulated.
@@ -18,6 +18,8 @@ enum Named {
     Mixed,
     /// Replication and journal alone: many more leader changes and snapshots in a second.
     Replicas,
+    /// Whole members that come, go, lose their disks and find them damaged.
+    Membership,
 }
 
 #[derive(Parser)]
@@ -114,6 +116,8 @@ fn main() -> ExitCode {
         minimize(&arguments.run(seed, mutation)).is_some()
     } else if arguments.profile == Named::Replicas {
         replicas_only(&arguments)
+    } else if arguments.profile == Named::Membership {
+        membership_only(&arguments)
     } else if let Some(seed) = arguments.seed {
         one(&arguments, seed, mutation)
     } else {
@@ -140,6 +144,13 @@ fn one(arguments: &Arguments, seed: u64, mutation: Option<Mutation>) -> bool {
         }
     }
     true
+}
+
+fn membership_only(arguments: &Arguments) -> bool {
+    let Some(seed) = arguments.seed else { return arguments.campaign().go_membership() };
+    let outcome = membership::run_seed(seed, Some(Watch { group: arguments.watch }));
+    println!("seed {seed}: {:?}", outcome.as_ref().map_err(|failure| &failure.what));
+    outcome.is_ok()
 }
 
 fn replicas_only(arguments: &Arguments) -> bool {

@@ -88,6 +88,8 @@ pub struct World {
     pub clients: Vec<Client>,
     attached: Vec<Option<Attached>>,
     next_connection: u64,
+    /// Machines that clients connect to.
+    pub homes: Vec<usize>,
     last_client_arrival: BTreeMap<(u64, bool), u64>,
     client_read: BTreeMap<u64, u64>,
     /// The ledger of each queue.
@@ -118,7 +120,7 @@ pub struct World {
     /// No policy moves replicas in this run.
     replicas_stay: bool,
     /// Processes that did something since the last check.
-    touched: [bool; MEMBERS],
+    touched: Vec<bool>,
     /// Since when fewer than a majority of processes run.
     majority_lost_us: Option<u64>,
     /// Strikes after which a client, on a connection that the strike did not touch, has had no confirm yet of what it
@@ -149,6 +151,7 @@ impl World {
             clients: Vec::new(),
             attached: Vec::new(),
             next_connection: 1,
+            homes: (0..MEMBERS).collect(),
             last_client_arrival: BTreeMap::new(),
             client_read: BTreeMap::new(),
             ledgers: BTreeMap::new(),
@@ -167,7 +170,7 @@ impl World {
             damaged: None,
             transfer_cut: None,
             replicas_stay: plan.promises.replicas_stay,
-            touched: [false; MEMBERS],
+            touched: vec![false; MEMBERS],
             majority_lost_us: None,
             unanswered_strikes: Vec::new(),
             service_gaps_us: Vec::new(),
@@ -324,15 +327,7 @@ impl World {
     /// # Errors
     /// When carrying out what the member wants fails.
     pub fn bootstrap(&mut self, member: usize) -> Result<(), String> {
-        let members = self
-            .processes
-            .iter()
-            .map(|process| ExpectedMember {
-                name: process.name.clone(),
-                address: process.address.clone(),
-                zone: process.zone.clone(),
-            })
-            .collect();
+        let members = (0..MEMBERS).map(|member| self.expected(member)).collect();
         let user = UserCredentials { name: "guest".into(), password_hash: "guest".into() };
         let is_broken = self.mutation == Some(Mutation::CopiesNotAwaited);
         let default_min_in_sync_replicas = if is_broken { 0 } else { self.min_in_sync };
@@ -345,6 +340,47 @@ impl World {
         };
         let body = AdminRequest { token: None, action };
         self.give(member, Input::Admin { request: AdminRequestId(self.now_us), body })
+    }
+
+    /// A machine as a list of expected members names it.
+    #[must_use]
+    pub fn expected(&self, member: usize) -> ExpectedMember {
+        let process = &self.processes[member];
+        let (name, address, zone) = (process.name.clone(), process.address.clone(), process.zone.clone());
+        ExpectedMember { name, address, zone }
+    }
+
+    /// Switches on another machine, blank, that nobody expects yet; gives its number.
+    ///
+    /// # Errors
+    /// When its process cannot start.
+    pub fn add_machine(&mut self) -> Result<usize, String> {
+        let index = self.processes.len();
+        let limits = self.processes[0].limits.clone();
+        self.processes.push(Process { limits, ..Process::new(index) });
+        self.wall_offset_ms.push(0);
+        self.touched.push(false);
+        self.start(index)?;
+        Ok(index)
+    }
+
+    /// Asks a member's admin API; the answer shows in [`World::answer`] under the number given back.
+    ///
+    /// # Errors
+    /// When carrying out what the member wants fails.
+    pub fn ask(&mut self, member: usize, action: AdminAction) -> Result<u64, String> {
+        self.trace.note(self.now_us, format!("m{member} is asked: {action:?}"));
+        self.next_connection += 1;
+        let number = 1 << 62 | self.next_connection;
+        let body = AdminRequest { token: None, action };
+        self.give(member, Input::Admin { request: AdminRequestId(number), body })?;
+        Ok(number)
+    }
+
+    /// What an admin request came to, once it was answered.
+    #[must_use]
+    pub fn answer(&self, request: u64) -> Option<&Result<(), String>> {
+        self.admin_answers.get(&request)
     }
 
     /// The answer to the last bootstrap request.

@@ -3,7 +3,7 @@
 use holdfast_sim::client::Role;
 use holdfast_sim::plan::Profile;
 use holdfast_sim::rng::Rng;
-use holdfast_sim::run::found;
+use holdfast_sim::run::{Run, found};
 use holdfast_sim::world::{Event, MEMBERS, World};
 
 /// Metadata that was a little behind after a restart showed a queue whose replicas were destroyed already: its chosen
@@ -37,5 +37,15 @@ fn run_until(world: &mut World, until_us: u64, seed: u64) {
             Ok(false) => return,
             Err(what) => panic!("seed {seed}: {what}"),
         }
+    }
+}
+
+/// A member that stood still for 30 s took the entry that declared its run over as part of a Raft snapshot, which brings no
+/// notice of what is in it: it went on in a run that nobody gave a lease, and served nothing of what it came to lead.
+#[test]
+fn a_run_that_was_declared_over_within_a_snapshot_begins_anew() {
+    let run = Run::new(Profile::Fault(7), 2);
+    if let Err(failure) = run.play(None) {
+        panic!("{}\n{}", failure.what, failure.trace.join("\n"));
     }
 }

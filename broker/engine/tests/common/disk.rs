@@ -53,6 +53,7 @@ impl MemoryDisk {
     pub fn recover(&self) -> Recovered {
         let contents = self.0.lock().expect("no panic holds it");
         Recovered {
+            forgetful: false,
             identity: contents.identity.clone(),
             groups: contents.groups.values().cloned().collect(),
             findings: Vec::new(),

@@ -2,7 +2,8 @@
 
 use holdfast_engine::Alarms;
 use holdfast_engine::admin::{
-    AdminError, AdminErrorKind, ExpectedMember, Failover, GroupReport, Health, MemberHealth, ReplicaReport, UserReport,
+    AdminError, AdminErrorKind, ExpectedMember, Failover, GroupReport, Health, MemberHealth, MoveReport,
+    RebalanceReport, ReplicaReport, UserReport,
 };
 use serde::{Deserialize, Serialize};
 
@@ -210,6 +211,29 @@ fn group(group: &GroupReport) -> serde_json::Value {
         "inSyncReplicas": group.in_sync_replicas,
         "minInSyncReplicas": group.min_in_sync_replicas,
         "replicas": group.replicas.iter().map(replica).collect::<Vec<_>>(),
+    })
+}
+
+/// The answer of `GET /v1/rebalance`.
+pub fn rebalance(report: &RebalanceReport) -> serde_json::Value {
+    let group_move = |one: &MoveReport| {
+        serde_json::json!({
+            "group": one.group.0,
+            "queues": one.queues,
+            "from": one.from,
+            "to": one.to,
+            "state": one.state.as_str(),
+            "why": one.why,
+            "sinceMs": one.since_ms,
+        })
+    };
+    serde_json::json!({
+        "moves": report.moves.iter().map(group_move).collect::<Vec<_>>(),
+        "unsettled": report.unsettled,
+        "waiting": report.waiting,
+        "metadataSettled": report.metadata_settled,
+        "leaving": report.leaving,
+        "leaders": report.leaders,
     })
 }
 

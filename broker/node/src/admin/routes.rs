@@ -9,7 +9,7 @@ use axum::body::Bytes;
 use axum::extract::{Path, RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post, put};
+use axum::routing::{delete, get, post, put};
 use holdfast_engine::admin::{AdminAction, AdminError, AdminErrorKind, AdminReply, AdminRequest, UserCredentials};
 use holdfast_queue::ids::GroupId;
 use serde::de::DeserializeOwned;
@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::json::{
     BootstrapBody, Disk, DrainBody, ErrorBody, MembersBody, PasswordBody, ReplicationBody, TransferBody, groups,
-    health, members, status, users,
+    health, members, rebalance, status, users,
 };
 use crate::inbox::Inbox;
 
@@ -52,6 +52,8 @@ pub fn router(inbox: Inbox, data_dir: PathBuf) -> Router {
         .route("/v1/members", get(get_members).put(put_members))
         .route("/v1/replication", put(put_replication))
         .merge(super::policies::router())
+        .route("/v1/members/{name}", delete(remove_member))
+        .route("/v1/rebalance", get(get_rebalance))
         .fallback(|| async { Refusal::new(AdminErrorKind::NotFound, "there is no such path", "paths start with /v1/") })
         .method_not_allowed_fallback(|| async {
             let refusal = ErrorBody {
@@ -247,6 +249,18 @@ async fn put_replication(State(admin): Shared, headers: HeaderMap, body: Bytes) 
     let default_min_in_sync_replicas = body.default_min_in_sync_replicas;
     admin.ask(&headers, AdminAction::PutReplication { default_min_in_sync_replicas }).await?;
     done()
+}
+
+async fn remove_member(State(admin): Shared, headers: HeaderMap, Path(name): Path<String>) -> Answer {
+    admin.ask(&headers, AdminAction::RemoveMember { name }).await?;
+    done()
+}
+
+async fn get_rebalance(State(admin): Shared, headers: HeaderMap) -> Answer {
+    match admin.ask(&headers, AdminAction::Rebalance).await? {
+        AdminReply::Rebalance(report) => Ok(axum::Json::<Value>(rebalance(&report)).into_response()),
+        _ => Err(surprise()),
+    }
 }
 
 async fn credentials(name: String, password: String) -> Result<UserCredentials, Refusal> {

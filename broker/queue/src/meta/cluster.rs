@@ -23,6 +23,11 @@ impl MetaMachine {
         self.members.get(&id)
     }
 
+    /// True for a member that was in the cluster once and is no more.
+    pub fn was_removed(&self, id: MemberId) -> bool {
+        (1..=self.last_member).contains(&id.0) && !self.members.contains_key(&id)
+    }
+
     /// The member with an identity.
     pub fn member_by_uuid(&self, uuid: &str) -> Option<MemberId> {
         self.members.iter().find(|(_, member)| member.uuid == uuid).map(|(id, _)| *id)

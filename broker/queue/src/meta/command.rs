@@ -89,7 +89,7 @@ pub enum MetaCommand {
         replica: ReplicaId,
     },
     /// Asks a member to leave: its replicas are to go elsewhere. Refused, with the reason, when a group could not have as
-    /// many voters as it should. A repeat changes nothing.
+    /// many voters as it should. A repeat takes group 0 from it too, once it holds nothing else.
     RetireMember {
         /// Who.
         member: MemberId,

@@ -64,6 +64,8 @@ impl MetaMachine {
         for member in all() {
             match self.members.get(member).map(|info| info.standing) {
                 Some(Standing::Present) => {}
+                // It follows group 0 to the end.
+                Some(Standing::Leaving) if id == GroupId::META && chosen.learners.contains(member) => {}
                 Some(_) => return Err(refused(406, format!("member {member} leaves, group {id} cannot go there"))),
                 None => return Err(refused(404, format!("no member {member}"))),
             }
@@ -139,7 +141,8 @@ impl MetaMachine {
         Ok(MetaReply::Done)
     }
 
-    /// Group 0 is on every member that stays; some of them vote.
+    /// Group 0 is on every member that stays; some of them vote. One that leaves follows it as long as it holds anything
+    /// else: without the metadata it could not bring to an end what it leads.
     pub(super) fn spread_metadata(&mut self, changes: &mut Vec<Change>) {
         let Some(group) = self.groups.get(&GroupId::META) else { return };
         let wish = Wish {
@@ -149,7 +152,14 @@ impl MetaMachine {
             leader: Some(group.target.preferred_leader),
             ..Wish::default()
         };
-        if let Some(chosen) = placement::place(&self.members, &self.loads, &wish) {
+        let leaving = |(id, member): (&MemberId, &super::state::MemberInfo)| {
+            let holds = |(group, info): (&GroupId, &GroupInfo)| *group != GroupId::META && info.concerns(*id);
+            (member.standing == Standing::Leaving && group.concerns(*id) && self.groups.iter().any(holds))
+                .then_some(*id)
+        };
+        let leaving: Vec<MemberId> = self.members.iter().filter_map(leaving).collect();
+        if let Some(mut chosen) = placement::place(&self.members, &self.loads, &wish) {
+            chosen.learners.extend(leaving);
             let _ = self.set_target(GroupId::META, chosen, changes);
         }
     }
@@ -158,6 +168,7 @@ impl MetaMachine {
     pub(super) fn retire_member(&mut self, id: MemberId, changes: &mut Vec<Change>) -> Outcome {
         let Some(member) = self.members.get(&id) else { return Err(refused(404, format!("no member {id}"))) };
         if member.standing != Standing::Present {
+            self.spread_metadata(changes);
             return Ok(MetaReply::Done);
         }
         let name = member.name.clone();

@@ -143,22 +143,39 @@ fn disturb(cluster: &mut Cluster, rng: &mut Rng) {
     }
 }
 
-/// Takes one member out or in; never below two voters.
+/// Takes one member out or in, in one step or by a joint change; never below two voters. A member that comes back has
+/// another replica.
 fn change_membership(cluster: &mut Cluster, rng: &mut Rng, member: u64) {
     let Some(leader) = cluster.leading() else { return };
     let status = cluster.status(leader);
-    let known = status.voters.contains(&MemberId(member)) || status.learners.contains(&MemberId(member));
-    let change = if status.learners.contains(&MemberId(member)) {
-        MembershipChange::Promote(MemberId(member))
-    } else if known && status.voters.len() > 3 && rng.percent(50) {
-        MembershipChange::Remove(MemberId(member))
-    } else {
-        MembershipChange::AddLearner(MemberId(member))
+    let current = cluster.current_replica(member);
+    let present = status.voters.iter().chain(&status.learners).find(|replica| replica.member == MemberId(member));
+    let other = status.voters.iter().find(|voter| voter.member.0 != leader && voter.member.0 != member).copied();
+    let change = match present.copied() {
+        _ if status.joint => MembershipChange::LeaveJoint,
+        Some(present) if present != current => MembershipChange::Remove(present),
+        Some(present) if status.learners.contains(&present) => match other {
+            Some(other) if status.voters.len() > 2 && rng.percent(50) => {
+                let (promote, demote, remove) = (vec![present], vec![other], vec![]);
+                if rng.percent(50) {
+                    MembershipChange::Swap { promote, demote, remove }
+                } else {
+                    MembershipChange::Swap { promote, demote: remove, remove: demote }
+                }
+            }
+            _ => MembershipChange::Promote(present),
+        },
+        Some(present) if status.voters.len() > 3 && rng.percent(50) => MembershipChange::Remove(present),
+        Some(_) => return,
+        None => {
+            // Only a leader that is proven to be one knows that the replica there is out for good.
+            if cluster.alive().contains(&member) && cluster.may_emit(leader) {
+                cluster.rejoin(member);
+            }
+            MembershipChange::AddLearner(cluster.current_replica(member))
+        }
     };
-    if cluster.alive().contains(&member) && cluster.host(member).status(GROUP).is_none() {
-        cluster.with(member, |host, now| host.join_group(key(), Ledger::default(), now)).unwrap();
-    }
-    let _ = cluster.with(leader, |host, _| host.change_membership(GROUP, change));
+    let _ = cluster.with(leader, |host, _| host.change_membership(GROUP, &change));
 }
 
 /// All faults end; then everyone must agree.
@@ -176,7 +193,9 @@ fn settle(cluster: &mut Cluster) {
             cluster.restart(id);
         }
         if cluster.host(id).status(GROUP).is_none() {
-            cluster.with(id, |host, now| host.join_group(key(), Ledger::default(), now)).unwrap();
+            // What it had was never durable, so it never spoke: it may begin again as the same one.
+            let generation = cluster.current_replica(id).generation;
+            cluster.with(id, |host, now| host.join_group(key(), generation, Ledger::default(), now)).unwrap();
         }
     }
     for id in 1..=4 {
@@ -196,8 +215,11 @@ fn agreed(cluster: &mut Cluster) -> bool {
     let status = cluster.status(leader);
     let ledger = cluster.ledger(leader);
     let mut replicas = status.voters.iter().chain(&status.learners);
-    replicas.all(|member| {
-        let known = cluster.host(member.0).status(GROUP).is_some();
-        known && cluster.ledger(member.0) == ledger && cluster.status(member.0).applied == status.last
+    replicas.all(|replica| {
+        let member = replica.member.0;
+        // A learner may have been added for a replica that its member has given up since.
+        let here = cluster.host(member).status(GROUP).is_some_and(|there| there.generation == Some(replica.generation));
+        let gone = !here && status.learners.contains(replica);
+        gone || here && cluster.ledger(member) == ledger && cluster.status(member).applied == status.last
     })
 }

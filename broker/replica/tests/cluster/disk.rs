@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use holdfast_journal::{
-    Batch, Checkpoint, EntryReader, GroupKey, HardState, Journal, JournalConfig, Location, Op, ReadError,
+    Batch, Checkpoint, Corruption, EntryReader, GroupKey, HardState, Journal, JournalConfig, Location, Op, ReadError,
     RealFileSystem, RecoveredEntry, RecoveredGroup, Written, WrittenRecord,
 };
 use tempfile::TempDir;
@@ -46,6 +46,7 @@ pub struct Disk {
     groups: BTreeMap<GroupKey, Group>,
     queue: VecDeque<Batch>,
     mirror: Option<Mirror>,
+    corruption: BTreeMap<GroupKey, Corruption>,
 }
 
 /// A real journal that is given the same batches, and must find the same at each start.
@@ -123,6 +124,7 @@ impl Disk {
         let Some(key) = op.key() else { return };
         if let Op::Destroy { .. } = op {
             self.groups.remove(&key);
+            self.corruption.remove(&key);
             return;
         }
         match op {
@@ -150,6 +152,18 @@ impl Disk {
         }
     }
 
+    /// What a start finds is damaged from here on, until the group is destroyed: an entry that was durable cannot be read,
+    /// or neither copy of term and vote.
+    pub fn corrupt(&mut self, hard_state: bool) {
+        for (key, group) in &self.groups {
+            let entry = group.log.keys().next().copied().unwrap_or(group.compacted);
+            let why = if hard_state { "term and vote" } else { "an entry" };
+            let missing = if hard_state { Vec::new() } else { vec![entry..=entry] };
+            let why = format!("{why} in damaged blocks");
+            self.corruption.insert(*key, Corruption { missing, hard_state, why, ..Corruption::default() });
+        }
+    }
+
     /// What a start finds.
     pub fn recovered(&self) -> Vec<RecoveredGroup> {
         let recover = |(key, group): (&GroupKey, &Group)| RecoveredGroup {
@@ -163,7 +177,7 @@ impl Disk {
                 .map(|(index, (term, location))| RecoveredEntry { index: *index, term: *term, location: *location })
                 .collect(),
             bodies: group.bodies.iter().map(|(index, location)| (*index, *location)).collect(),
-            corruption: None,
+            corruption: self.corruption.get(key).cloned(),
         };
         self.groups.iter().map(recover).collect()
     }

@@ -2,7 +2,7 @@
 
 use crate::harness::{Cluster, GROUP};
 use crate::ledger::put;
-use holdfast_queue::ids::MemberId;
+use holdfast_queue::ids::{MemberId, ReplicaId};
 
 #[test]
 fn nothing_is_confirmed_before_a_majority_has_it_on_disk() {
@@ -68,9 +68,9 @@ fn a_single_voter_says_nothing_in_a_term_whose_vote_is_not_durable() {
     let mut cluster = Cluster::new(2, 5);
     cluster.create(&[1], Some(1));
     cluster.run_ms(20);
-    cluster.with(2, |host, now| host.join_group(crate::harness::key(), Default::default(), now)).unwrap();
-    let add = holdfast_replica::MembershipChange::AddLearner(MemberId(2));
-    cluster.with(1, |host, _| host.change_membership(GROUP, add)).unwrap();
+    cluster.with(2, |host, now| host.join_group(crate::harness::key(), 1, Default::default(), now)).unwrap();
+    let add = holdfast_replica::MembershipChange::AddLearner(ReplicaId { member: MemberId(2), generation: 1 });
+    cluster.with(1, |host, _| host.change_membership(GROUP, &add)).unwrap();
     cluster.run_until(1_000, |cluster| cluster.status(2).leader == Some(MemberId(1)));
     cluster.put(1, 0..3);
     cluster.run_ms(100);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_journal::GroupKey;
-use holdfast_queue::ids::{BootId, GroupId, Incarnation, MemberId};
+use holdfast_queue::ids::{BootId, GroupId, Incarnation, MemberId, ReplicaId};
 use holdfast_queue::time::Instant;
 use holdfast_replica::{
     Envelope, GroupBirth, GroupStatus, Host, HostConfig, HostOutput, ProposalId, ProposeError, Role, group_key,
@@ -88,6 +88,10 @@ pub struct Cluster {
     /// A sync covers only a part of the batches that wait.
     pub split_writes: bool,
     pub sent: u64,
+    /// Rejected appends that were sent since this was set.
+    pub rejections: Option<Vec<(u64, u64, Bytes)>>,
+    /// The generation of each member's present replica; 0 where it is a founder's.
+    pub generations: BTreeMap<u64, u32>,
     /// A checksum of all that was sent.
     pub transcript: u32,
     /// Envelopes sent, by kind.
@@ -115,6 +119,8 @@ impl Cluster {
             loss_percent: 0,
             split_writes: false,
             sent: 0,
+            rejections: None,
+            generations: BTreeMap::new(),
             transcript: 0,
             kinds: BTreeMap::new(),
             flights: BTreeMap::new(),
@@ -171,6 +177,22 @@ impl Cluster {
             self.host(*id).create_group(birth.clone(), now).unwrap();
             self.pump(*id);
         }
+    }
+
+    /// The replica that a member has, or had last.
+    pub fn current_replica(&self, id: u64) -> ReplicaId {
+        ReplicaId { member: MemberId(id), generation: self.generations.get(&id).copied().unwrap_or(0) }
+    }
+
+    /// Gives a member a new replica that knows nothing, in place of the one it may have.
+    pub fn rejoin(&mut self, id: u64) {
+        let generation = self.current_replica(id).generation + 1;
+        self.generations.insert(id, generation);
+        self.with(id, |host, now| {
+            host.destroy_group(key());
+            host.join_group(key(), generation, Ledger::default(), now)
+        })
+        .unwrap();
     }
 
     pub fn member(&mut self, id: u64) -> &mut Member {
@@ -317,7 +339,13 @@ impl Cluster {
         match output {
             HostOutput::Send { to, envelope } => {
                 *self.kinds.entry(envelope.kind()).or_default() += 1;
-                self.send(id, to.0, envelope.encode());
+                let bytes = envelope.encode();
+                if let Some(rejections) = self.rejections.as_mut()
+                    && format!("{envelope:?}").contains("reject: true")
+                {
+                    rejections.push((id, to.0, bytes.clone()));
+                }
+                self.send(id, to.0, bytes);
             }
             HostOutput::Write(batch) => {
                 let due = self.disk_due();
@@ -369,7 +397,8 @@ impl Cluster {
         self.flights.insert((at, self.sequence), (from, to, bytes));
     }
 
-    fn deliver(&mut self, from: u64, to: u64, bytes: Bytes) {
+    /// An envelope arrives.
+    pub fn deliver(&mut self, from: u64, to: u64, bytes: Bytes) {
         let now = self.now;
         let cut = self.cut.contains(&(from, to));
         let Some(member) = self.members.get_mut(&to) else { return };
@@ -441,6 +470,10 @@ impl Cluster {
             Some((member.host.as_ref()?.next_deadline()?, *id))
         };
         self.members.iter().filter_map(due)
+    }
+
+    pub fn run_us(&mut self, us: u64) {
+        self.run(Duration::from_micros(us));
     }
 
     pub fn run_ms(&mut self, ms: u64) {

@@ -7,5 +7,7 @@ mod elections;
 mod harness;
 mod ledger;
 mod membership;
+mod probes;
 mod quiescence;
+mod repair;
 mod snapshots;

@@ -31,7 +31,7 @@ impl Acknowledged {
                 if status.role != Role::Leader {
                     continue;
                 }
-                let Some(peer) = status.peers.iter().find(|peer| peer.member == me) else { continue };
+                let Some(peer) = status.peers.iter().find(|peer| peer.replica.member == me) else { continue };
                 if peer.matched == 0 {
                     continue;
                 }

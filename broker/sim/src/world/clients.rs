@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use holdfast_engine::{ConnId, Input};
 
-use super::{Attached, CLIENT_TICK_US, Event, MEMBERS, World};
+use super::{Attached, CLIENT_TICK_US, Event, World};
 use crate::client::{Client, Role};
 use crate::process::Process;
 
@@ -172,7 +172,7 @@ impl World {
     }
 
     pub(super) fn connect_client(&mut self, client: usize) -> Result<(), String> {
-        let member = self.rng.index(MEMBERS);
+        let member = self.homes[self.rng.index(self.homes.len())];
         let process = &self.processes[member];
         if process.running.is_none() || process.is_paused(self.now_us) {
             return Ok(());

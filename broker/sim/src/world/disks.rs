@@ -91,8 +91,9 @@ impl World {
     fn transfer(&self, member: usize, least_percent: u8) -> Option<(usize, u8)> {
         let host = self.processes[member].running.as_ref()?.member.host()?;
         let statuses = host.groups().filter(|group| host.is_leading(*group)).filter_map(|group| host.status(group));
-        let far_enough =
-            |peer: PeerStatus| Some((peer.member, peer.snapshot_percent.filter(|sent| *sent >= least_percent)?));
+        let far_enough = |peer: PeerStatus| {
+            Some((peer.replica.member, peer.snapshot_percent.filter(|sent| *sent >= least_percent)?))
+        };
         let (to, percent) = statuses.flat_map(|status| status.peers).find_map(far_enough)?;
         let is_it = |process: &Process| {
             process.running.as_ref().and_then(|running| running.member.host()).is_some_and(|host| host.me() == to)
