@@ -24,7 +24,7 @@ const REFUSALS: &[Refusal] = &[
     of("no members", "{members: 0}", "to stop every broker and keep the data, set hibernate: true"),
     of("a negative number of members", "{members: -1}", "members must be at least 1"),
     of("too many members", "{members: 10}", "should be less than or equal to 9"),
-    of("an unknown field", "{members: 3, storrage: {}}", "unknown field"),
+    of("an unknown field", "{members: 3, storrage: {}}", ".spec.storrage: field not declared"),
     of("a size that is no quantity", "{storage: {size: 10 gigs}}", "a quantity such as 10Gi"),
     of("more replicas than members", "{members: 1, replication: {factor: 3}}", "raise members, or lower the factor"),
     of("an even number of replicas", "{members: 3, replication: {factor: 2}}", "must be odd"),
@@ -32,7 +32,7 @@ const REFUSALS: &[Refusal] = &[
     of("a version that is no tag", "{version: 'a b'}", "should match"),
     of("no listener", "{listeners: {amqp: {enabled: false}, amqps: {enabled: false}}}", "leave at least one"),
     of("a zone named twice", "{placement: {zones: [a, a]}}", "name each zone once"),
-    of("an unknown deletion policy", "{storage: {deletionPolicy: Keep}}", "supported values"),
+    of("an unknown deletion policy", "{storage: {deletionPolicy: Keep}}", "upported value"),
     Refusal { why: "a name that no Service can have", name: "1-orders", spec: "{}", says: "start with a letter" },
     Refusal {
         why: "a name that is too long to make others from",
