@@ -44,7 +44,10 @@ pub(crate) enum Step {
 /// of the voters of both halves together is then a majority of either half's quorums, which leases rely on.
 pub(crate) fn next_step(me: MemberId, info: &GroupInfo, status: &GroupStatus, live: &dyn Fn(MemberId) -> bool) -> Step {
     if status.changed_at > info.changed_at {
-        return Step::Record;
+        return match status.change_durable {
+            true => Step::Record,
+            false => Step::Wait("the last change is not known on this member's disk to be committed".into()),
+        };
     }
     if status.changed_at < info.changed_at {
         return Step::Wait("this member has not caught up with the group's last change".into());
@@ -229,6 +232,9 @@ impl<R: EntryReader> Member<R> {
 
     /// Asks the metadata to record the membership of a group that is led here.
     fn record_replicas(&mut self, group: GroupId, status: &GroupStatus) {
+        if !status.change_durable {
+            return; // It is told when that is so.
+        }
         let (now, changed_at) = (self.now, status.changed_at);
         let asked = self.mover.recorded.get(&group);
         if asked.is_some_and(|(index, at)| *index == changed_at && now.since(*at) < RECORD_EVERY) {

@@ -22,6 +22,10 @@ struct Case {
     voters: &'static str,
     learners: &'static str,
     joint: bool,
+    /// The group has changed since the metadata recorded it.
+    news: bool,
+    /// That change is not known to be committed on the leader's disk.
+    volatile: bool,
     wanted: &'static str,
     wanted_learners: &'static str,
     behind: &'static str,
@@ -65,7 +69,8 @@ fn step_of(case: &Case) -> Step {
         voters,
         learners,
         joint: case.joint,
-        changed_at: 7,
+        changed_at: 7 + u64::from(case.news),
+        change_durable: !case.volatile,
         quiesced: false,
         quarantined: None,
     };
@@ -91,6 +96,14 @@ fn gone(text: &str) -> Step {
 
 fn waits(words: &str, step: &Step) -> bool {
     matches!(step, Step::Wait(why) | Step::Held(why) if why.contains(words))
+}
+
+/// Once it is recorded, whoever was let go is destroyed; a leader that forgot the change would need its vote.
+#[test]
+fn a_change_is_recorded_once_the_leaders_disk_knows_it_and_not_before() {
+    let news = Case { voters: "1", wanted: "1", leader: 1, news: true, ..Case::default() };
+    assert_eq!(step_of(&news), Step::Record);
+    assert!(waits("disk", &step_of(&Case { volatile: true, ..news })));
 }
 
 #[test]

@@ -58,6 +58,7 @@ impl<M> Forming<M> {
             learners: founders(&self.birth.learners),
             joint: false,
             changed_at: 0,
+            change_durable: true,
             peers: Vec::new(),
             quiesced: false,
             quarantined: None,

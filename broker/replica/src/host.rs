@@ -562,6 +562,7 @@ fn quarantined_status(key: GroupKey, generation: Option<u32>, why: &str) -> Grou
         learners: Vec::new(),
         joint: false,
         changed_at: 0,
+        change_durable: true,
         peers: Vec::new(),
         quiesced: false,
         quarantined: Some(why.to_owned()),

@@ -11,6 +11,7 @@ use crate::conf::{decode_change, encode_change, raft_change};
 use crate::context::Context;
 use crate::envelope::entry_payload;
 use crate::group::Group;
+use crate::writes::After;
 
 /// A replica that lacks no more entries than this counts as one that has everything: under load the last few are always
 /// on their way.
@@ -151,7 +152,22 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
             let term = self.term();
             self.raw.raft.become_follower(term, 0);
         }
-        let output = HostOutput::MembershipChanged { group: self.id, index: entry.index, voters, learners };
-        self.emit(output, cx);
+        // The commit index is written at leisure otherwise. Here others act on the change (a replica that was let go is
+        // destroyed), so whoever stays must know it after any restart: it might need the vote of one that is gone.
+        let batch = self.push_hard_state(cx);
+        self.last_write = Some(batch);
+        let after = After::Change { key: self.key, index: entry.index };
+        if let Err(after) = cx.writes.after(batch, after) {
+            self.written(after, cx);
+        }
+    }
+
+    /// The commit index of the membership change at `index` is durable.
+    pub fn change_written(&mut self, index: u64, cx: &mut Context<M::Effect>) {
+        self.durable_change = self.durable_change.max(index);
+        if index == self.changed_at {
+            let (voters, learners) = (self.voters(), self.learners());
+            self.emit(HostOutput::MembershipChanged { group: self.id, index, voters, learners }, cx);
+        }
     }
 }

@@ -154,6 +154,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
                 self.checkpoint = self.checkpoint.max(index);
                 self.maybe_compact(cx);
             }
+            After::Change { index, .. } => self.change_written(index, cx),
             After::Bodies { from, snapshot, next, last, .. } => {
                 self.chunk_written(from, snapshot, next, last, cx);
             }

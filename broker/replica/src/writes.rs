@@ -31,6 +31,11 @@ pub(crate) enum After {
         key: GroupKey,
         index: u64,
     },
+    /// The commit index of a membership change that was applied.
+    Change {
+        key: GroupKey,
+        index: u64,
+    },
     /// Payloads of a snapshot chunk.
     Bodies {
         key: GroupKey,
@@ -47,6 +52,7 @@ impl After {
             After::Ready { key, .. }
             | After::Born { key }
             | After::Checkpoint { key, .. }
+            | After::Change { key, .. }
             | After::Bodies { key, .. } => *key,
         }
     }

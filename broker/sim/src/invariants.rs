@@ -7,7 +7,7 @@ mod converged;
 mod copies;
 mod one_leader;
 
-pub use converged::{converged, differences};
+pub use converged::{apart, converged, differences};
 
 use crate::process::Process;
 

@@ -1,6 +1,6 @@
 //! One seed, from three blank disks to the verdict.
 
-use crate::invariants::{converged, differences};
+use crate::invariants::{apart, converged, differences};
 use crate::ledger::Verdict;
 use crate::mutants::Mutation;
 use crate::nemesis;
@@ -247,7 +247,10 @@ fn what_is_missing(world: &World) -> String {
     let busy: Vec<u32> = world.clients.iter().filter(|client| !client.is_done()).map(|client| client.id).collect();
     let lost: Vec<String> =
         world.ledgers.iter().map(|(queue, ledger)| format!("{queue}: {:?}", ledger.some_lost())).collect();
-    let apart = if converged(&world.processes) { "" } else { ", replicas have not converged" };
+    let apart = match converged(&world.processes) {
+        true => String::new(),
+        false => format!(", replicas have not converged: {}", apart(&world.processes)),
+    };
     format!(
         "members not ready {unready:?}, clients not done {busy:?}, confirmed and not delivered {}{apart}",
         lost.join(", ")

@@ -49,3 +49,13 @@ fn a_run_that_was_declared_over_within_a_snapshot_begins_anew() {
         panic!("{}\n{}", failure.what, failure.trace.join("\n"));
     }
 }
+
+/// A group shrank from two replicas to one. The metadata recorded it, so the other was destroyed; but the one that stayed had
+/// not written that the change was committed, came back from a failed sync without knowing it, and needed the other's vote.
+#[test]
+fn a_replica_that_is_left_alone_knows_it_after_a_restart() {
+    let run = Run::new(Profile::Mixed, 61);
+    if let Err(failure) = run.play(None) {
+        panic!("{}\n{}", failure.what, failure.trace.join("\n"));
+    }
+}

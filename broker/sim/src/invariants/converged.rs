@@ -1,12 +1,13 @@
 //! When nothing happens any more, replicas hold the same: every machine is byte-equal to the others of its group, and
 //! nobody has a group that the metadata does not know.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use holdfast_journal::GroupKey;
 use holdfast_queue::Machine;
 use holdfast_queue::ids::GroupId;
+use holdfast_replica::GroupStatus;
 
 use crate::process::Process;
 
@@ -36,6 +37,34 @@ pub fn converged(processes: &[Process]) -> bool {
         }
     }
     led.values().all(|leaders| *leaders == 1)
+}
+
+/// Every replica of the groups in which [`converged`] finds something missing, in words, for the report of a failure.
+pub fn apart(processes: &[Process]) -> String {
+    let mut groups: BTreeMap<GroupKey, Vec<(usize, GroupStatus)>> = BTreeMap::new();
+    for (member, process) in processes.iter().enumerate() {
+        let Some(host) = process.running.as_ref().and_then(|running| running.member.host()) else { continue };
+        for status in host.groups().filter_map(|group| host.status(group)) {
+            groups.entry(status.key).or_default().push((member, status));
+        }
+    }
+    let is_apart = |replicas: &Vec<(usize, GroupStatus)>| {
+        let sound = || replicas.iter().map(|(_, status)| status).filter(|status| status.quarantined.is_none());
+        let places: BTreeSet<(u64, u64)> = sound().map(|status| (status.last, status.term)).collect();
+        let leaders = sound().filter(|status| status.me_leading).count();
+        places.len() > 1 || sound().any(|status| status.applied != status.last) || (leaders != 1 && !places.is_empty())
+    };
+    let words = |(member, s): &(usize, GroupStatus)| {
+        format!(
+            "m{member} is {:?} in term {}, last {}, commit {}, applied {}, knows leader {:?}, voters {:?}, learners {:?}",
+            s.role, s.term, s.last, s.commit, s.applied, s.leader, s.voters, s.learners
+        )
+    };
+    let lines = groups
+        .iter()
+        .filter(|(_, replicas)| is_apart(replicas))
+        .map(|(key, replicas)| format!("{key}: {}", replicas.iter().map(words).collect::<Vec<_>>().join("; ")));
+    lines.collect::<Vec<_>>().join(" | ")
 }
 
 /// What differs between replicas that should be equal. The disk of the member `damaged` was damaged.
