@@ -101,6 +101,7 @@ impl Mutation {
             Self::CorruptionCutAsTornTail => Profile::Fault(17),
             Self::FailedSyncRetried => Profile::Fault(21),
             Self::SnapshotCountedEarly => Profile::Fault(27),
+            #[cfg(feature = "mutants")]
             Self::ResendNotDeduplicated => Profile::Mixed,
             _ => Profile::Small,
         }
