@@ -23,7 +23,15 @@ check_machine() {
   ((${#ROOT} <= 60)) || fail "the state root $ROOT is too long: socket paths below it would pass the kernel's limit."
   [[ $ROOT == /* ]] || fail "HOLDFAST_CLUSTER_ROOT must be an absolute path, not $ROOT."
   [[ $NAME =~ ^[a-z][a-z0-9-]{0,20}$ ]] || fail "HOLDFAST_CLUSTER_NAME must be a short lower-case name, not $NAME."
+  check_disk
   check_network
+}
+
+# etcd and the members' journals stop, or block their publishers, on a disk that is full.
+check_disk() {
+  local free
+  free=$(df --output=avail --block-size=1M "$(dirname "$ROOT")" | tail -1)
+  ((free >= 2048)) || unable "only ${free} MiB are free below $(dirname "$ROOT"); the cluster needs 2,048. Free some, or choose another HOLDFAST_CLUSTER_ROOT."
 }
 
 # Tries in a namespace of its own, for a moment, what the cluster's network is made of.

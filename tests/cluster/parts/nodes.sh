@@ -83,8 +83,9 @@ enforceNodeAllocatable: [pods]
 # With the control plane's grace period of 20 s: a dead node is noticed, a busy machine is not taken for one.
 nodeStatusUpdateFrequency: 4s
 nodeLeaseDurationSeconds: 20
-# The nodes share one disk and one memory; an eviction on one would come on all.
-evictionHard: {memory.available: 50Mi, nodefs.available: 1%, imagefs.available: 1%, nodefs.inodesFree: 0%}
+# The nodes share one disk and one memory with the builds beside them: pressure on one would come on all, and keep
+# every pod from starting. 0% turns a signal off.
+evictionHard: {memory.available: 50Mi, nodefs.available: 0%, imagefs.available: 0%, nodefs.inodesFree: 0%, imagefs.inodesFree: 0%}
 imageGCHighThresholdPercent: 100
 K
 }

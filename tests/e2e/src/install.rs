@@ -67,7 +67,33 @@ impl Release {
             }
         }
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        run("helm", &args, None).await.map(|_| ())
+        if let Err(error) = run("helm", &args, None).await {
+            print_state_of(self.namespace).await;
+            return Err(error);
+        }
+        Ok(())
+    }
+}
+
+/// Prints what an SRE would look at first when pods of a namespace do not become ready. A look that fails is printed too.
+pub async fn print_state_of(namespace: &str) {
+    let looks: [&[&str]; 5] = [
+        &["describe", "nodes"],
+        &["get", "pods", "--all-namespaces", "--output=wide"],
+        &["describe", "pods", "--namespace", namespace],
+        &["get", "events", "--namespace", namespace, "--sort-by=.lastTimestamp"],
+        &[
+            "logs",
+            "--namespace",
+            namespace,
+            "--selector=app.kubernetes.io/component in (operator,broker)",
+            "--tail=50",
+            "--prefix",
+        ],
+    ];
+    for look in looks {
+        println!("$ kubectl {}", look.join(" "));
+        println!("{}", run("kubectl", look, None).await.unwrap_or_else(|error| format!("{error:#}")));
     }
 }
 
@@ -105,7 +131,10 @@ pub fn three_member_cluster_of(controller: &str, name: &str) -> String {
 pub async fn cluster(kubernetes: &Kubernetes, name: &str, manifest: &str) -> Result<Duration> {
     let start = Instant::now();
     kubernetes.apply(manifest).await?;
-    kubernetes.wait_for_condition(name, "Ready", "True", READY_WITHIN * 6).await?;
+    if let Err(error) = kubernetes.wait_for_condition(name, "Ready", "True", READY_WITHIN * 6).await {
+        print_state_of(&kubernetes.namespace).await;
+        return Err(error);
+    }
     Ok(start.elapsed())
 }
 
