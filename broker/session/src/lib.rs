@@ -13,6 +13,7 @@ mod connection;
 mod error;
 mod handshake;
 mod heartbeat;
+mod intake;
 mod outbox;
 mod request;
 mod sasl;
