@@ -1,6 +1,7 @@
 //! The end-to-end cases, each a sentence of what a user may rely on. They share one operator and one cluster.
 
 mod bad_spec;
+mod changes;
 mod chart;
 mod drain;
 mod failover;
@@ -77,6 +78,26 @@ pub const CASES: &[Case] = &[
         name: "drain",
         shows: "a drained node's leaders move before its pod is evicted, and no client waits for long",
         run: |c| Box::pin(drain::run(c)),
+    },
+    Case {
+        name: "roll",
+        shows: "a changed pod template reaches one member at a time, under load, and nothing is lost",
+        run: |c| Box::pin(changes::roll(c)),
+    },
+    Case {
+        name: "hibernate",
+        shows: "a hibernated cluster has no pods, and all its messages when it wakes",
+        run: |c| Box::pin(changes::hibernate(c)),
+    },
+    Case {
+        name: "scale-up",
+        shows: "kubectl scale from three members to five, under load, and the newest serves every queue",
+        run: |c| Box::pin(changes::scale_up(c)),
+    },
+    Case {
+        name: "volumes",
+        shows: "a missing storage class, a volume that cannot grow, and one that may, are said in the conditions",
+        run: |c| Box::pin(changes::volumes(c)),
     },
     Case {
         name: "chart",
