@@ -164,7 +164,7 @@ impl<R: EntryReader> Member<R> {
     }
 
     /// Proposes commands of the leader itself: idempotent and not numbered.
-    fn propose_own(&mut self, group: GroupId, commands: Vec<QueueCommand>) {
+    pub(crate) fn propose_own(&mut self, group: GroupId, commands: Vec<QueueCommand>) {
         if !commands.is_empty() {
             self.collect(group, &Batch { origin: None, commands });
         }
@@ -299,8 +299,10 @@ impl<R: EntryReader> Member<R> {
     /// Lets an effect of the entry at `index` out to its home, or acts upon it.
     pub(crate) fn route_effect(&mut self, group: GroupId, index: u64, effect: QueueEffect) {
         let Some(boot) = effect.home() else {
-            if let QueueEffect::QueueDeleted { queue } = effect {
-                self.forget_deleted_queue(queue);
+            match effect {
+                QueueEffect::QueueDeleted { queue } => self.forget_deleted_queue(queue),
+                QueueEffect::QueueUnknown { queue } => self.queue_unknown(group, queue),
+                _ => {}
             }
             return;
         };
@@ -476,12 +478,6 @@ impl<R: EntryReader> Member<R> {
         let Some(machine) = self.queue_machine(group) else { return };
         let ended = machine.boots().into_iter().filter(|boot| self.boot_has_ended(*boot));
         let commands = ended.map(|boot| QueueCommand::BootEnded { boot }).collect();
-        self.propose_own(group, commands);
-    }
-
-    /// Queues were added to a group that is led here.
-    pub(crate) fn create_missing_queues(&mut self, group: GroupId) {
-        let commands = self.queues_to_create(group);
         self.propose_own(group, commands);
     }
 

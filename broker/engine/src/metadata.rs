@@ -123,6 +123,28 @@ impl<R: EntryReader> Member<R> {
             .collect()
     }
 
+    /// Queues were added to a group that is led here.
+    fn create_missing_queues(&mut self, group: GroupId) {
+        let commands = self.queues_to_create(group);
+        self.propose_own(group, commands);
+    }
+
+    /// A home spoke to a queue that a group which is led here does not have. Either it knows more of the metadata than was
+    /// applied here: then it asks until that is. Or the metadata has passed over the queue, which then never comes.
+    pub(crate) fn queue_unknown(&mut self, group: GroupId, queue: QueueId) {
+        let Some(meta) = self.metadata() else { return };
+        let (is_there, was_declared) = (meta.queue(queue).is_some(), meta.was_declared(queue));
+        let is_transient = group == self.transient_group();
+        let never_comes = || QueueCommand::DeleteQueue { queue, if_unused: false, if_empty: false };
+        match (is_there, is_transient) {
+            (true, true) => self.adopt_transient_queues(),
+            (true, false) => self.create_missing_queues(group),
+            (false, true) if was_declared => self.transient_command(never_comes()),
+            (false, false) if was_declared => self.propose_own(group, vec![never_comes()]),
+            (false, _) => {}
+        }
+    }
+
     /// A queue's own machine has let it go (auto-delete, or a delete whose caller is gone).
     pub(crate) fn forget_deleted_queue(&mut self, queue: QueueId) {
         if self.metadata().is_some_and(|meta| meta.queue(queue).is_some()) {

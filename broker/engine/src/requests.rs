@@ -272,7 +272,7 @@ impl<R: EntryReader> Member<R> {
             if stream.check_overdue(now) {
                 self.metrics.resent += 1;
             }
-            if stream.attachment() == Attachment::Detached {
+            if stream.attachment() == Attachment::Detached || stream.offer_again(now) {
                 self.dirty_streams.insert(*group);
             }
         }
@@ -316,7 +316,7 @@ impl<R: EntryReader> Member<R> {
             }
             QueueEffect::ConsumerCancelled { consumer, .. } => self.consumer_cancelled(consumer),
             QueueEffect::ConsumerAt { consumer, queue, last } => self.consumer_at(group, consumer, queue, last),
-            QueueEffect::QueueDeleted { .. } => {}
+            QueueEffect::QueueDeleted { .. } | QueueEffect::QueueUnknown { .. } => {}
         }
     }
 

@@ -17,6 +17,8 @@ use holdfast_queue::time::{Duration, Instant};
 pub(crate) const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// An attach without an answer is repeated after this.
 const ATTACH_AGAIN: Duration = Duration::from_millis(500);
+/// Commands that a group refused twice, since they are for a queue that it does not have yet, are sent again after this.
+const OFFER_AGAIN: Duration = Duration::from_millis(100);
 /// Commands of one batch hold about this much at most.
 pub(crate) const MAX_BATCH_BYTES: usize = 256 << 10;
 
@@ -49,6 +51,16 @@ struct Uncopied<P> {
     publish: P,
 }
 
+/// The group took in nothing from a command on.
+#[derive(Debug)]
+struct Gap {
+    expected: u64,
+    /// When that was last answered by sending again.
+    since: Instant,
+    /// The group has said so once more.
+    repeated: bool,
+}
+
 /// The commands to one group. `C` is the group's command, `P` names a publish to be confirmed, `W` who waits for a reply.
 #[derive(Debug)]
 pub(crate) struct HomeStream<C, P, W> {
@@ -68,8 +80,8 @@ pub(crate) struct HomeStream<C, P, W> {
     attachment: Attachment,
     /// When the group last took something in, or when something was first sent after it had all.
     progress: Instant,
-    /// The last gap that was answered by sending again, and when.
-    gap: Option<(u64, Instant)>,
+    /// The last gap that was answered by sending again.
+    gap: Option<Gap>,
     /// The group said that it expects a command which it had confirmed.
     doubted: bool,
 }
@@ -267,11 +279,28 @@ impl<C: Codec + Clone, P: Copy, W> HomeStream<C, P, W> {
             self.attachment = Attachment::Detached;
             return !is_sure;
         }
-        let repeated = self.gap.is_some_and(|(at, when)| at == expected && now.since(when) < ATTACH_AGAIN);
-        if !repeated && expected <= self.sent {
-            self.gap = Some((expected, now));
-            self.sent = expected - 1;
+        match &mut self.gap {
+            Some(gap) if gap.expected == expected && now.since(gap.since) < ATTACH_AGAIN => gap.repeated = true,
+            _ if expected <= self.sent => {
+                self.gap = Some(Gap { expected, since: now, repeated: false });
+                self.sent = expected - 1;
+            }
+            _ => {}
         }
+        true
+    }
+
+    /// Goes back to what the group refused again although nothing is missing before it. True if there is such a thing.
+    pub(crate) fn offer_again(&mut self, now: Instant) -> bool {
+        let (is_attached, first, sent) = (self.attachment == Attachment::Attached, self.first, self.sent);
+        let Some(gap) = self.gap.as_mut().filter(|gap| gap.repeated && now.since(gap.since) >= OFFER_AGAIN) else {
+            return false;
+        };
+        if !is_attached || gap.expected < first || gap.expected > sent {
+            return false;
+        }
+        (gap.since, gap.repeated) = (now, false);
+        self.sent = gap.expected - 1;
         true
     }
 
@@ -388,6 +417,30 @@ mod tests {
         assert!(stream.begin_attach(false, NOW));
         stream.attached(4, NOW);
         assert!(!stream.gap(1, NOW), "it still says so");
+    }
+
+    #[test]
+    fn what_is_refused_again_is_offered_from_time_to_time_until_it_is_taken() {
+        let mut stream = stream();
+        for number in 1..=2 {
+            stream.push(purge(number), 10, None);
+        }
+        stream.next_batch(BOOT, NOW).expect("both");
+        stream.confirmed(1, 0, NOW);
+        assert!(stream.gap(2, NOW));
+        let mut now = NOW;
+        for _ in 0..3 {
+            assert_eq!(numbers(&stream.next_batch(BOOT, now).expect("again")), (2, 1));
+            assert!(!stream.offer_again(now + OFFER_AGAIN), "it is on its way");
+            assert!(stream.gap(2, now));
+            assert!(!stream.offer_again(now));
+            now = now + OFFER_AGAIN;
+            assert!(stream.offer_again(now));
+        }
+        stream.next_batch(BOOT, now).expect("again");
+        stream.gap(2, now);
+        stream.confirmed(2, 0, now);
+        assert!(!stream.offer_again(now + OFFER_AGAIN), "it was taken");
     }
 
     #[test]

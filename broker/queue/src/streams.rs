@@ -84,6 +84,13 @@ impl<R: Clone> Streams<R> {
         Admission::Apply { skip: skip.min(count) }
     }
 
+    /// Of a batch that was taken in, the commands from `seq` on were not applied after all: it comes again.
+    pub fn refuse_from(&mut self, boot: BootId, seq: u64) {
+        if let Some(stream) = self.boots.get_mut(&boot) {
+            stream.last = stream.last.min(seq.saturating_sub(1));
+        }
+    }
+
     /// Remembers the reply to a request until its home has it.
     pub fn remember(&mut self, boot: BootId, seq: u64, reply: R) {
         if let Some(stream) = self.boots.get_mut(&boot) {

@@ -324,3 +324,41 @@ fn queues_of_one_group_do_not_mix() {
     group.lead(QueueCommand::BootEnded { boot: BootId(999) });
     assert_eq!(group.machine.stats(other).expect("a queue").ready, 0);
 }
+
+#[test]
+fn a_batch_ends_at_a_command_for_a_queue_that_is_yet_to_come_and_goes_on_there_when_it_is_sent_again() {
+    let mut group = queue();
+    let next = QueueId(QUEUE.0 + 1);
+    let QueueCommand::Publish { message, .. } = publish("later") else { unreachable!() };
+    let later = QueueCommand::Publish { queue: next, message };
+    let commands = vec![publish("now"), later.clone(), publish("after it")];
+    let batch = Batch { origin: Some(Origin { boot: HOME, first: 1, answered: 0 }), commands };
+    let refused = [
+        QueueEffect::SequenceGap { boot: HOME, expected: 2 },
+        QueueEffect::QueueUnknown { queue: next },
+        QueueEffect::Confirm { boot: HOME, seq: 1 },
+    ];
+    assert_eq!(group.apply(std::slice::from_ref(&batch)), refused);
+    assert_eq!(group.apply(std::slice::from_ref(&batch)), refused);
+    group.reload();
+    assert_eq!(group.machine.stats(QUEUE).expect("a queue").ready, 1);
+    let settings = QueueSettings::default();
+    group.lead(QueueCommand::CreateQueue { queue: next, vhost: "/".into(), name: "next".into(), settings });
+    assert_eq!(group.apply(std::slice::from_ref(&batch)), [QueueEffect::Confirm { boot: HOME, seq: 3 }]);
+    let ready = |queue| group.machine.stats(queue).expect("a queue").ready;
+    assert_eq!((ready(QUEUE), ready(next)), (2, 1));
+}
+
+#[test]
+fn the_leader_can_say_of_a_queue_that_it_never_comes() {
+    let mut group = queue();
+    let never = QueueId(QUEUE.0 + 1);
+    let stat = Batch {
+        origin: Some(Origin { boot: HOME, first: 1, answered: 0 }),
+        commands: vec![QueueCommand::Stat { queue: never }],
+    };
+    assert!(group.apply(std::slice::from_ref(&stat)).contains(&QueueEffect::QueueUnknown { queue: never }));
+    group.lead(QueueCommand::DeleteQueue { queue: never, if_unused: false, if_empty: false });
+    let reply = QueueEffect::Reply { boot: HOME, seq: 1, reply: QueueReply::Gone };
+    assert_eq!(group.apply(&[stat]), [reply, QueueEffect::Confirm { boot: HOME, seq: 1 }]);
+}

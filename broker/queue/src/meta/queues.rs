@@ -44,6 +44,11 @@ impl MetaMachine {
         self.queues.get(&id)
     }
 
+    /// True for a queue that was declared, be it deleted since.
+    pub fn was_declared(&self, id: QueueId) -> bool {
+        id.0 <= self.last_queue
+    }
+
     /// All queues by id.
     pub fn queues(&self) -> impl Iterator<Item = (QueueId, &QueueInfo)> {
         self.queues.iter().map(|(id, queue)| (*id, queue))

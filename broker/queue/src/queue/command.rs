@@ -9,7 +9,8 @@ use bytes::Bytes;
 /// *Requests* are answered with a [`super::QueueReply`]; the others only count towards the batch's confirm.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum QueueCommand {
-    /// Stores a message at the tail. Into a queue that is gone it is confirmed and dropped, as RabbitMQ does.
+    /// Stores a message at the tail. Into a queue that is gone it is confirmed and dropped, as RabbitMQ does; for one
+    /// that is yet to come it waits with its home.
     Publish {
         /// Where to.
         queue: QueueId,
@@ -27,7 +28,7 @@ pub enum QueueCommand {
         /// What the machine must know of its declaration.
         settings: QueueSettings,
     },
-    /// Request. Removes a queue and what is in it.
+    /// Request. Removes a queue and what is in it. Said by the leader of one that is not there, it never comes.
     DeleteQueue {
         /// Which.
         queue: QueueId,
@@ -152,6 +153,29 @@ codec_enum!(QueueCommand, "queue command" {
     14 => SessionClosed { session },
     15 => BootEnded { boot },
 });
+
+impl QueueCommand {
+    /// The queue that it is for; `None` where it is for all that somebody has here.
+    pub fn queue(&self) -> Option<QueueId> {
+        match self {
+            QueueCommand::Publish { queue, .. }
+            | QueueCommand::CreateQueue { queue, .. }
+            | QueueCommand::DeleteQueue { queue, .. }
+            | QueueCommand::Subscribe { queue, .. }
+            | QueueCommand::Cancel { queue, .. }
+            | QueueCommand::Settle { queue, .. }
+            | QueueCommand::SetPrefetch { queue, .. }
+            | QueueCommand::Credit { queue, .. }
+            | QueueCommand::Get { queue, .. }
+            | QueueCommand::Purge { queue }
+            | QueueCommand::Stat { queue } => Some(*queue),
+            QueueCommand::Recover { .. }
+            | QueueCommand::ChannelClosed { .. }
+            | QueueCommand::SessionClosed { .. }
+            | QueueCommand::BootEnded { .. } => None,
+        }
+    }
+}
 
 /// A range of delivery numbers, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

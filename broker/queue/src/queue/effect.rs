@@ -15,7 +15,8 @@ pub enum QueueEffect {
         /// The highest number applied.
         seq: u64,
     },
-    /// A batch did not follow on the last one and was not applied. The home sends again from `expected`.
+    /// A batch did not follow on the last one, or its command `expected` is for a queue that is yet to come: from there
+    /// on it was not applied. The home sends again from `expected`.
     SequenceGap {
         /// The home.
         boot: BootId,
@@ -65,6 +66,12 @@ pub enum QueueEffect {
         /// Which.
         queue: QueueId,
     },
+    /// A home spoke to a queue that was neither made nor deleted here. The group's leader makes it, or says that it is
+    /// deleted, as soon as its metadata tells.
+    QueueUnknown {
+        /// Which.
+        queue: QueueId,
+    },
 }
 
 codec_enum!(QueueEffect, "queue effect" {
@@ -76,6 +83,7 @@ codec_enum!(QueueEffect, "queue effect" {
     6 => ConsumerCancelled { consumer, queue, reason },
     7 => ConsumerAt { consumer, queue, last },
     8 => QueueDeleted { queue },
+    9 => QueueUnknown { queue },
 });
 
 impl QueueEffect {
@@ -90,7 +98,7 @@ impl QueueEffect {
             QueueEffect::ConsumerCancelled { consumer, .. } | QueueEffect::ConsumerAt { consumer, .. } => {
                 Some(consumer.boot())
             }
-            QueueEffect::QueueDeleted { .. } => None,
+            QueueEffect::QueueDeleted { .. } | QueueEffect::QueueUnknown { .. } => None,
         }
     }
 }

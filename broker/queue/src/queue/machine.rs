@@ -2,6 +2,7 @@
 
 use super::command::QueueCommand;
 use super::consumer::Consumer;
+use super::deleted::Deleted;
 use super::effect::{Delivery, QueueEffect, QueueReply, QueueStats};
 use super::live::LiveIndexes;
 use super::state::Queue;
@@ -14,17 +15,15 @@ use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
-const SNAPSHOT_VERSION: u8 = 2;
-
-/// How many deleted queues are remembered, so that a late `CreateQueue` does not make one again.
-const DELETED_KEPT: usize = 4096;
+const SNAPSHOT_VERSION: u8 = 3;
 
 /// The state of a queue group: queues, where their messages' contents are, who consumes them, and what was already
 /// taken in from whom.
 #[derive(Clone, Debug, Default)]
 pub struct QueueMachine {
     queues: BTreeMap<QueueId, Queue>,
-    deleted: BTreeSet<QueueId>,
+    /// A late `CreateQueue` does not make one of these again, and what homes still say to them is as good as done.
+    deleted: Deleted,
     streams: Streams<QueueReply>,
     time_ms: u64,
     live: LiveIndexes,
@@ -90,7 +89,7 @@ impl QueueMachine {
         let positions = self.queues.iter().flat_map(|(id, queue)| {
             queue.positions().map(|(consumer, last)| QueueEffect::ConsumerAt { consumer, queue: *id, last })
         });
-        let deleted = self.deleted.iter().map(|queue| QueueEffect::QueueDeleted { queue: *queue });
+        let deleted = self.deleted.recent().map(|queue| QueueEffect::QueueDeleted { queue });
         confirms.chain(replies).chain(positions).chain(deleted).collect()
     }
 
@@ -127,11 +126,22 @@ impl QueueMachine {
                 }
                 continue;
             }
+            if let Some(queue) = one.command.queue().filter(|queue| self.is_to_come(*queue)) {
+                // Its home knows more of the metadata than the leader did. Applied now, it would be confirmed and lost.
+                self.streams.refuse_from(boot, seq);
+                effects.push(QueueEffect::SequenceGap { boot, expected: seq });
+                return effects.push(QueueEffect::QueueUnknown { queue });
+            }
             if let Some(reply) = self.apply_command(MessageRef { index, sub: one.sub }, one.command, effects) {
                 self.streams.remember(boot, seq, reply.clone());
                 effects.push(QueueEffect::Reply { boot, seq, reply });
             }
         }
+    }
+
+    /// True for a queue that was neither made nor deleted here.
+    fn is_to_come(&self, queue: QueueId) -> bool {
+        !self.queues.contains_key(&queue) && !self.deleted.contains(queue)
     }
 
     /// Applies one command; the reply if it is a request.
@@ -175,7 +185,7 @@ impl QueueMachine {
     fn answer(&mut self, request: QueueCommand, effects: &mut Vec<QueueEffect>) -> QueueReply {
         match request {
             QueueCommand::CreateQueue { queue, vhost, name, settings } => {
-                if self.deleted.contains(&queue) {
+                if !self.queues.contains_key(&queue) && self.deleted.contains(queue) {
                     return QueueReply::NoSuchQueue;
                 }
                 self.queues.entry(queue).or_insert_with(|| Queue::new(queue, vhost, name, settings));
@@ -214,7 +224,7 @@ impl QueueMachine {
             }
             QueueCommand::Stat { queue } => match self.stats(queue) {
                 Some(stats) => QueueReply::Stats { stats },
-                None if self.deleted.contains(&queue) => QueueReply::Gone,
+                None if self.deleted.contains(queue) => QueueReply::Gone,
                 None => QueueReply::NoSuchQueue,
             },
             // The others are no requests: `apply_command` has taken them.
@@ -257,7 +267,11 @@ impl QueueMachine {
     }
 
     fn delete(&mut self, id: QueueId, if_unused: bool, if_empty: bool, effects: &mut Vec<QueueEffect>) -> QueueReply {
-        let Some(stats) = self.stats(id) else { return QueueReply::NoSuchQueue };
+        let Some(stats) = self.stats(id) else {
+            // Said by the leader of a queue that it knows never to come: homes need not wait for it.
+            self.deleted.insert(id);
+            return QueueReply::NoSuchQueue;
+        };
         if if_unused && stats.consumers > 0 {
             return QueueReply::InUse;
         }
@@ -274,9 +288,6 @@ impl QueueMachine {
         queue.dissolve(&mut gone, effects);
         self.release(&gone);
         self.deleted.insert(id);
-        if self.deleted.len() > DELETED_KEPT {
-            self.deleted.pop_first();
-        }
         effects.push(QueueEffect::QueueDeleted { queue: id });
     }
 

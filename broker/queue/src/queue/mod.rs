@@ -2,6 +2,7 @@
 
 mod command;
 mod consumer;
+mod deleted;
 mod effect;
 mod live;
 mod machine;
