@@ -222,7 +222,7 @@ pub struct GroupCounts {
     /// Led here, with a voter more than 1,000 entries behind.
     pub lagging: usize,
     pub quarantined: usize,
-    /// Led here, with a voter that does not answer.
+    /// Led here, with fewer voters than it should have, or one that does not answer.
     pub under_replicated: usize,
 }
 
@@ -294,6 +294,8 @@ pub struct GroupReport {
     pub group: GroupId,
     /// Queues in it, as `vhost/name`; empty for group 0.
     pub queues: Vec<String>,
+    /// Voters that it should have, with the members that are expected; 0 while there is no metadata here.
+    pub voters_expected: usize,
     pub leader: Option<String>,
     pub leading: bool,
     pub term: u64,

@@ -431,14 +431,14 @@ impl<R: EntryReader> Member<R> {
 
     fn group_counts(&self, statuses: &[(GroupId, GroupStatus)]) -> GroupCounts {
         let mut counts = GroupCounts { total: statuses.len(), ..GroupCounts::default() };
-        for (_, status) in statuses {
+        for (group, status) in statuses {
             counts.leading += usize::from(status.me_leading);
             counts.without_leader += usize::from(status.leader.is_none());
             counts.quarantined += usize::from(status.role == Role::Quarantined);
             if status.me_leading {
                 let voters = || status.peers.iter().filter(|peer| peer.voter);
                 counts.lagging += usize::from(voters().any(|peer| peer.lag > CAUGHT_UP));
-                counts.under_replicated += usize::from(voters().any(|peer| !peer.live));
+                counts.under_replicated += usize::from(self.is_under_replicated(*group, status));
             }
         }
         counts
@@ -530,6 +530,7 @@ impl<R: EntryReader> Member<R> {
         GroupReport {
             group,
             queues: self.queue_names(group),
+            voters_expected: self.metadata().map_or(0, |meta| meta.voters_expected(group)),
             leader: status.leader.map(name),
             leading: status.me_leading,
             term: status.term,

@@ -3,6 +3,7 @@
 use holdfast_journal::EntryReader;
 use holdfast_queue::ids::{GroupId, MemberId, QueueId, ReplicaId};
 use holdfast_queue::meta::{MetaMachine, Placement, PolicyKind, QueueInfo};
+use holdfast_replica::GroupStatus;
 
 use crate::admin::{PolicyReport, QueueReplica, QueueReport};
 use crate::member::Member;
@@ -57,6 +58,13 @@ impl<R: EntryReader> Member<R> {
             report.moving_to = news.map(|wanted| name(wanted.member)).collect();
         }
         report
+    }
+
+    /// True for a group led here that has fewer voters than it should, or one that does not answer.
+    pub(crate) fn is_under_replicated(&self, group: GroupId, status: &GroupStatus) -> bool {
+        let voters = || status.peers.iter().filter(|peer| peer.voter);
+        let expected = self.metadata().map_or(0, |meta| meta.voters_expected(group));
+        voters().count() < expected || voters().any(|peer| !peer.live)
     }
 
     /// Only the leader knows.

@@ -161,6 +161,10 @@ impl Cluster {
         &self.members[at].as_ref().expect("alive").member
     }
 
+    pub fn is_alive(&self, at: usize) -> bool {
+        self.members[at].is_some()
+    }
+
     pub fn input(&mut self, at: usize, input: Input) {
         self.inputs.push_back((at, input));
     }

@@ -202,6 +202,7 @@ fn group(group: &GroupReport) -> serde_json::Value {
     serde_json::json!({
         "id": group.group.0,
         "queues": group.queues,
+        "votersExpected": group.voters_expected,
         "leader": group.leader,
         "leading": group.leading,
         "term": group.term,

@@ -8,7 +8,7 @@ use crate::ids::{GroupId, MemberId, ReplicaId};
 use std::collections::BTreeSet;
 
 /// Group 0 has at most this many voters; every other member follows it (design §3.1).
-const META_VOTERS: usize = 5;
+pub(super) const META_VOTERS: usize = 5;
 
 fn refused(code: u16, text: String) -> Refusal {
     Refusal { code, text }

@@ -5,6 +5,7 @@ use super::effect::{Change, MetaReply, Refusal};
 use super::machine::{MetaMachine, Outcome};
 use super::placement::{self, Wish};
 use super::policy_keys::{HaMode, LeaderLocator};
+use super::replicas::META_VOTERS;
 use super::state::{GroupInfo, MemberInfo, Placement, QueueInfo, Standing};
 use crate::arguments::Value;
 use crate::ids::{GroupId, MemberId, QueueId};
@@ -57,6 +58,28 @@ impl MetaMachine {
             Some(HaMode::Nodes(names)) => names.len(),
             None => self.declared_replicas(info),
         }
+    }
+
+    /// How many voters a group should have once all members are there that are expected: fewer than its queues are meant
+    /// to have where that is more than there will be members.
+    pub fn voters_expected(&self, group: GroupId) -> usize {
+        let expected = self.cluster.as_ref().map_or(0, |cluster| cluster.expected.len());
+        let most = expected.max(count_present(&self.members));
+        if group == GroupId::META {
+            return most.min(META_VOTERS);
+        }
+        let named = |names: &[String]| {
+            let expected = self.cluster.iter().flat_map(|cluster| &cluster.expected).map(|member| &member.name);
+            let there = self.members.values().map(|member| &member.name);
+            let known: BTreeSet<&String> = expected.chain(there).collect();
+            names.iter().filter(|name| known.contains(name)).count()
+        };
+        let wanted = |queue: &QueueId| match self.policy_of(*queue).and_then(|it| it.replication.mode.as_ref()) {
+            Some(HaMode::Nodes(names)) => named(names),
+            _ => self.replicas_wanted(*queue),
+        };
+        let queues = self.group(group).into_iter().flat_map(|info| &info.queues);
+        queues.map(wanted).max().unwrap_or(0).min(most)
     }
 
     /// Without a policy: what the declaration asks for, else the cluster's factor.
