@@ -1,4 +1,4 @@
-//! A member that has applied more of the metadata than the one that holds a queue.
+//! A member knows less of the metadata than another: because nothing reaches it, or because its disk stands still.
 
 mod common;
 
@@ -18,36 +18,57 @@ fn members(cluster: &Cluster) -> (usize, usize, usize) {
 #[test]
 fn a_publish_into_a_queue_that_its_holder_does_not_know_yet_waits_for_it() {
     let mut cluster = Cluster::ready(3);
-    let (leader, holder, _) = members(&cluster);
-    let mut publisher = cluster.client(leader);
+    let (leader, holder, third) = members(&cluster);
+    let mut publisher = cluster.client(third);
     publisher.confirm_select(&mut cluster);
     let mut declarer = cluster.client(holder);
-    cluster.stall_disk(holder);
+    cluster.losses.push((leader, holder, 0));
     declarer.send(&mut cluster, 1, declare("fast", false, false));
     // Mandatory messages come back as long as the publisher's member does not know the queue.
-    let mut published = 0;
-    let is_routed = loop {
-        published += 1;
+    let is_routed = (0..20).any(|_| {
         publisher.publish_to(&mut cluster, "", "fast", true, "kept");
         cluster.run(Duration::from_millis(10));
         let methods = publisher.methods(&mut cluster);
-        if !methods.iter().any(|method| matches!(method, Method::BasicReturn { .. })) {
-            let confirmed = methods.iter().any(|method| matches!(method, Method::BasicAck { .. }));
-            assert!(!confirmed, "it was confirmed by a member that has no such queue");
-            break true;
-        }
-        if published == 100 {
-            break false;
-        }
-    };
+        let is_returned = methods.iter().any(|method| matches!(method, Method::BasicReturn { .. }));
+        let is_confirmed = methods.iter().any(|method| matches!(method, Method::BasicAck { .. }));
+        assert_eq!(is_confirmed, is_returned, "it was confirmed by a member that has no such queue");
+        !is_returned
+    });
     assert!(is_routed, "the publisher's member never learnt of the queue");
-    assert_eq!(publisher.method_within(&mut cluster, Duration::from_millis(1_500)), None);
-    cluster.resume_disk(holder);
-    let resumed = cluster.now;
+    assert_eq!(publisher.method_within(&mut cluster, Duration::from_millis(200)), None);
+    cluster.losses.clear();
+    let again = cluster.now;
     let confirm = publisher.method(&mut cluster).1;
     assert!(matches!(confirm, Method::BasicAck { .. }), "{confirm:?}");
-    let waited = cluster.now.since(resumed);
-    assert!(waited < Duration::from_millis(400), "{waited:?} after the holder knew the queue");
+    let waited = cluster.now.since(again);
+    assert!(waited < Duration::from_millis(1_000), "{waited:?} after the holder could know the queue");
     assert!(matches!(declarer.method(&mut cluster).1, Method::QueueDeclareOk { .. }));
     assert_eq!(declarer.get(&mut cluster, "fast").map(|message| message.body).as_deref(), Some("kept"));
+}
+
+/// A member whose disk stood still could not apply what others declared, so it got no lease any more, and its publishers
+/// waited for its disk although two others had theirs.
+#[test]
+fn a_disk_that_stands_still_stops_neither_the_publishers_there_nor_the_declares_elsewhere() {
+    let mut cluster = Cluster::ready(3);
+    let (leader, slow, third) = members(&cluster);
+    let mut elsewhere = cluster.client(leader);
+    elsewhere.declare(&mut cluster, "orders");
+    let mut publisher = cluster.client(slow);
+    publisher.confirm_select(&mut cluster);
+    cluster.stall_disk(slow);
+    for second in 1..=10 {
+        let begun = cluster.now;
+        elsewhere.declare(&mut cluster, &format!("queue {second}"));
+        publisher.publish(&mut cluster, "orders", "kept");
+        publisher.wait_confirmed(&mut cluster, second);
+        let took = cluster.now.since(begun);
+        assert!(took < Duration::from_millis(500), "{took:?} in second {second}");
+        cluster.run(Duration::from_secs(1));
+    }
+    cluster.resume_disk(slow);
+    cluster.run(Duration::from_secs(1));
+    let mut reader = cluster.client(third);
+    assert_eq!(reader.declare(&mut cluster, "orders"), (10, 0));
+    assert!(cluster.member(slow).ready() && cluster.member(slow).health().quorum);
 }

@@ -22,7 +22,7 @@
 //! Invariants:
 //! - A vote or an answer leaves only after the write that it speaks of, and all before it, are reported durable.
 //! - A leader does not count itself before its own write is durable, and does not speak in a term whose vote is not.
-//! - An entry is applied only when it is committed and durable here.
+//! - An entry is applied only when it is committed and durable here; on a follower of group 0, when it is committed.
 //! - The hard state is in the same batch as the entries that came with it.
 //! - A checkpoint's batch makes a commit index at or above it durable.
 //! - Reports about writes of an earlier life of a group, or of entries that were truncated since, change nothing.

@@ -2,16 +2,16 @@
 //!
 //! Each Ready goes through the same steps: its hard state, snapshot and entries go into the pending batch together and
 //! into the log's index; raft-rs is told that they are on their way (`advance_append_async`); a leader's messages leave
-//! at once, all others after the batch is durable; what is committed *and* durable here is applied. The other half is
-//! [`Group::written`], when the batch is durable.
+//! at once, all others after the batch is durable; what is committed *and* durable here is applied (on followers of
+//! group 0 what is committed, see [`Group::apply_early`]). The other half is [`Group::written`], when the batch is durable.
 
 use holdfast_journal::{BatchId, EntryReader, Op};
-use holdfast_queue::ids::ReplicaId;
+use holdfast_queue::ids::{GroupId, ReplicaId};
 #[cfg(feature = "mutants")]
 use holdfast_queue::mutants::{Mutant, is_planted};
 use holdfast_queue::{ApplyMeta, Machine};
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
-use raft::{ProgressState, Ready};
+use raft::{GetEntriesContext, ProgressState, Ready, StateRole};
 use tracing::{debug, error, info};
 
 use crate::api::HostOutput;
@@ -61,6 +61,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         }
         self.send_later(write, number, vote, snapshot, later, cx);
         self.apply_all(committed, cx);
+        self.apply_early(cx);
     }
 
     /// Puts the Ready's hard state, snapshot and entries into the pending batch. A new commit index alone can wait: it
@@ -181,7 +182,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
 
     fn apply_all(&mut self, committed: Vec<Entry>, cx: &mut Context<M::Effect>) {
         let Some(last) = committed.last().map(|entry| entry.index) else { return };
-        for entry in &committed {
+        for entry in committed.iter().filter(|entry| entry.index > self.applied).collect::<Vec<_>>() {
             debug_assert_eq!(entry.index, self.applied + 1);
             match entry.get_entry_type() {
                 EntryType::EntryNormal => self.apply_payload(entry, cx),
@@ -190,6 +191,21 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         }
         self.raw.advance_apply_to(last);
         self.announce(cx);
+    }
+
+    /// A follower of group 0 applies what is committed before its own disk has it: members route by it, and must not stop
+    /// because one disk stands still. Whatever they write because of it is in the same journal, behind the entry itself.
+    /// Membership changes wait, as everything in the other groups does: nobody asks followers for that.
+    fn apply_early(&mut self, cx: &mut Context<M::Effect>) {
+        let raft = &self.raw.raft;
+        let (next, commit) = (self.applied + 1, self.commit());
+        if self.id != GroupId::META || raft.state != StateRole::Follower || self.installing || next > commit {
+            return;
+        }
+        let Ok(entries) = raft.raft_log.slice(next, commit + 1, None, GetEntriesContext::empty(false)) else { return };
+        for entry in entries.iter().take_while(|entry| entry.get_entry_type() == EntryType::EntryNormal) {
+            self.apply_payload(entry, cx);
+        }
     }
 
     fn apply_payload(&mut self, entry: &Entry, cx: &mut Context<M::Effect>) {
