@@ -45,7 +45,7 @@ impl<R: EntryReader> Member<R> {
 
     /// Sends a Raft envelope; a large one as a frame of its own, so that it is copied only once.
     pub(crate) fn send_envelope(&mut self, to: MemberId, envelope: &Envelope) {
-        if envelope.body_bytes() < LARGE_BYTES || !self.peers.is_linked(to) {
+        if envelope.body_bytes() < LARGE_BYTES || !self.peers.is_direct(to) {
             return self.send(to, PeerMessage::Envelope(envelope.encode()));
         }
         let mut frame = BytesMut::with_capacity(128 + envelope.body_bytes());
@@ -110,7 +110,10 @@ impl<R: EntryReader> Member<R> {
                     self.event(Severity::Warning, format!("another member refuses this one: {reason}"));
                 }
                 (PeerMessage::Invite(invite), Some(_)) => self.invited(link, invite),
-                (message, Some(Some(member))) => self.peer_message(member, message),
+                (message, Some(Some(member))) => {
+                    self.peers.heard_directly(member, self.now);
+                    self.peer_message(member, message);
+                }
                 (_, Some(None)) => {} // A blank member has nothing else to say.
                 (_, None) => return self.close_link(link, "it spoke before it said hello".into()),
             }
@@ -233,10 +236,10 @@ impl<R: EntryReader> Member<R> {
         if let Some(peer) = self.peers.get_mut(from) {
             peer.ready = heartbeat.ready;
             peer.draining = heartbeat.draining;
-            peer.hears.clone_from(&heartbeat.hears);
             peer.alarms = heartbeat.alarms;
             peer.transient_full = heartbeat.transient_full;
         }
+        self.peers.said_to_hear(from, &heartbeat.hears, self.me());
         if let Some(change) = change {
             self.peer_changed(change);
             self.announce_all_to(from);
@@ -251,7 +254,7 @@ impl<R: EntryReader> Member<R> {
             let ready = self.ready();
             let draining = self.host.as_ref().is_some_and(|host| host.is_draining());
             let members: Vec<MemberId> = self.peers.iter().map(|(member, _)| member).collect();
-            let hears: Vec<MemberId> = self.peers.linked_and_heard().collect();
+            let hears: Vec<MemberId> = self.peers.linked_and_heard(self.now).collect();
             for member in members {
                 let heartbeat = Heartbeat {
                     boot: self.boot,
@@ -262,7 +265,12 @@ impl<R: EntryReader> Member<R> {
                     alarms: self.alarms.own,
                     transient_full: self.transient_full(),
                 };
-                self.send(member, PeerMessage::Heartbeat(heartbeat));
+                let heartbeat = PeerMessage::Heartbeat(heartbeat);
+                if !self.peers.is_direct(member) {
+                    // On the link too, so that it shows when that carries again.
+                    self.peers.send(member, &heartbeat, &mut self.outputs);
+                }
+                self.send(member, heartbeat);
             }
         }
         for change in self.peers.check_silence(self.now) {

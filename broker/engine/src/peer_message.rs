@@ -34,7 +34,8 @@ pub(crate) struct Hello {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Heartbeat {
     pub boot: BootId,
-    /// Members that the sender is linked with and hears, so that others can reach them through it.
+    /// Members that the sender hears on links, so that others can reach them through it; and its answer to each of them
+    /// that what comes on theirs arrives.
     pub hears: Vec<MemberId>,
     /// Age of the oldest journal write that is not finished, ms.
     pub write_age_ms: u64,

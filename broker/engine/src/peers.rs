@@ -40,10 +40,14 @@ pub(crate) struct Peer {
     /// The link in use; messages without one are dropped.
     link: Option<LinkId>,
     last_heard: Instant,
+    /// When something last came from it on a link, and not through a third member.
+    heard_directly: Instant,
+    /// What is sent to it on a link arrives, as far as it has said. A link can carry one way only.
+    hears_us: bool,
     link_lost: Option<Instant>,
     pub(crate) suspected: bool,
-    /// Members that the other side hears.
-    pub(crate) hears: Vec<MemberId>,
+    /// Members that the other side hears on links.
+    hears: Vec<MemberId>,
     pub(crate) alarms: Alarms,
     pub(crate) transient_full: bool,
     outbox: Writer,
@@ -114,6 +118,8 @@ impl Peers {
             draining: false,
             link: None,
             last_heard: now,
+            heard_directly: now,
+            hears_us: true,
             link_lost: None,
             suspected: false,
             hears: Vec::new(),
@@ -126,6 +132,7 @@ impl Peers {
             peer.link = Some(id);
         }
         peer.link_lost = None;
+        (peer.heard_directly, peer.hears_us) = (now, true);
         self.boots.insert(boot, member);
         let change = self.heard(member, boot, now);
         if new { Some(PeerChange::Returned { member, fresh_boot: true }) } else { change }
@@ -167,6 +174,21 @@ impl Peers {
         None
     }
 
+    /// A frame came on a link with this member.
+    pub(crate) fn heard_directly(&mut self, member: MemberId, now: Instant) {
+        if let Some(peer) = self.peers.get_mut(&member) {
+            peer.heard_directly = now;
+        }
+    }
+
+    /// The member said whom it hears on its links; `me` is this one.
+    pub(crate) fn said_to_hear(&mut self, member: MemberId, hears: &[MemberId], me: MemberId) {
+        if let Some(peer) = self.peers.get_mut(&member) {
+            peer.hears_us = hears.contains(&me);
+            peer.hears = hears.to_vec();
+        }
+    }
+
     /// Members that became silent.
     pub(crate) fn check_silence(&mut self, now: Instant) -> Vec<PeerChange> {
         let mut changes = Vec::new();
@@ -176,6 +198,7 @@ impl Peers {
             if !peer.suspected && (silent || cut) {
                 peer.suspected = true;
                 peer.hears.clear();
+                peer.hears_us = false;
                 changes.push(PeerChange::Suspected { member: *member });
             }
         }
@@ -186,12 +209,18 @@ impl Peers {
     pub(crate) fn forgive_silence(&mut self, now: Instant) {
         for peer in self.peers.values_mut().filter(|peer| !peer.suspected) {
             peer.last_heard = now;
+            peer.heard_directly = now;
         }
     }
 
-    /// A member that is linked here and hears `to`, which is not.
+    /// True when what leaves on a link with this member arrives.
+    pub(crate) fn is_direct(&self, to: MemberId) -> bool {
+        self.peers.get(&to).is_some_and(Peer::is_direct)
+    }
+
+    /// A member that can be reached on a link and hears `to`, which cannot.
     fn way_to(&self, to: MemberId) -> Option<MemberId> {
-        let mut ways = self.peers.iter().filter(|(_, peer)| peer.link.is_some() && !peer.suspected);
+        let mut ways = self.peers.iter().filter(|(_, peer)| peer.is_direct());
         ways.find(|(_, peer)| peer.hears.contains(&to)).map(|(member, _)| *member)
     }
 
@@ -200,13 +229,15 @@ impl Peers {
         self.is_linked(member) || self.way_to(member).is_some()
     }
 
-    /// Members that can be reached through this one.
-    pub(crate) fn linked_and_heard(&self) -> impl Iterator<Item = MemberId> + '_ {
+    /// Members that are heard on links: they can be reached through this one.
+    pub(crate) fn linked_and_heard(&self, now: Instant) -> impl Iterator<Item = MemberId> + '_ {
+        let is_heard = move |peer: &Peer| now.since(peer.heard_directly) < SUSPECT_AFTER;
         let linked = self.peers.iter().filter(|(_, peer)| peer.link.is_some() && !peer.suspected);
-        linked.map(|(member, _)| *member)
+        linked.filter(move |(_, peer)| is_heard(peer)).map(|(member, _)| *member)
     }
 
     /// Queues a message for a member that may be out of direct reach: then it goes through a third member (design §3.4).
+    /// That is so without a link, and while the link carries nothing that way.
     pub(crate) fn send_or_relay(
         &mut self,
         from: MemberId,
@@ -214,11 +245,13 @@ impl Peers {
         message: &PeerMessage,
         outputs: &mut impl Extend<Output>,
     ) {
-        if self.is_linked(to) {
-            self.send(to, message, outputs);
-        } else if let Some(way) = self.way_to(to) {
-            let relay = PeerMessage::Relay { from, to, messages: message.to_bytes() };
-            self.send(way, &relay, outputs);
+        let way = if self.is_direct(to) { None } else { self.way_to(to) };
+        match way {
+            None => self.send(to, message, outputs),
+            Some(way) => {
+                let relay = PeerMessage::Relay { from, to, messages: message.to_bytes() };
+                self.send(way, &relay, outputs);
+            }
         }
     }
 
@@ -289,6 +322,10 @@ impl Peers {
 }
 
 impl Peer {
+    fn is_direct(&self) -> bool {
+        self.link.is_some() && self.hears_us && !self.suspected
+    }
+
     pub(crate) fn last_heard(&self) -> Instant {
         self.last_heard
     }
@@ -355,6 +392,49 @@ mod tests {
         peers.link_down(LinkId(2), start);
         assert!(!peers.is_linked(MemberId(2)));
         assert_eq!(peers.check_silence(start + SUSPECT_AFTER_RESET).len(), 1);
+    }
+
+    /// To whom the frames go that a message to member 2 becomes; link 1 is with member 2, link 2 with member 3.
+    fn route(peers: &mut Peers) -> Vec<LinkId> {
+        let mut outputs = Vec::new();
+        peers.send_or_relay(MemberId(1), MemberId(2), &PeerMessage::MetaApplied { index: 1 }, &mut outputs);
+        peers.flush(&mut outputs);
+        let link = |output| if let Output::LinkSend { link, .. } = output { link } else { panic!("{output:?}") };
+        outputs.into_iter().map(link).collect()
+    }
+
+    #[test]
+    fn what_does_not_arrive_on_a_link_that_stands_goes_through_a_third_member_until_it_does_again() {
+        let mut peers = Peers::default();
+        let start = Instant(1_000_000);
+        for (id, member, boot) in [(1, 2, 7), (2, 3, 8)] {
+            peers.link_up(LinkId(id), accepted());
+            peers.hello(LinkId(id), hello(member, boot), start);
+        }
+        let (me, two, three) = (MemberId(1), MemberId(2), MemberId(3));
+        peers.said_to_hear(three, &[me, two], me);
+        assert_eq!(route(&mut peers), [LinkId(1)]);
+        peers.said_to_hear(two, &[three], me);
+        assert_eq!(route(&mut peers), [LinkId(2)], "member 2 does not hear this one, member 3 reaches it");
+        peers.said_to_hear(three, &[me], me);
+        assert_eq!(route(&mut peers), [LinkId(1)], "nobody reaches it: it is tried");
+        peers.said_to_hear(three, &[me, two], me);
+        peers.said_to_hear(two, &[me, three], me);
+        assert_eq!(route(&mut peers), [LinkId(1)]);
+    }
+
+    #[test]
+    fn a_member_that_is_heard_through_others_only_is_not_told_as_heard_on_a_link() {
+        let mut peers = Peers::default();
+        let start = Instant(1_000_000);
+        peers.link_up(LinkId(1), accepted());
+        peers.hello(LinkId(1), hello(2, 7), start);
+        let later = start + SUSPECT_AFTER;
+        assert_eq!(peers.heard(MemberId(2), BootId(7), later), None);
+        assert!(peers.check_silence(later).is_empty());
+        assert_eq!(peers.linked_and_heard(later).count(), 0);
+        peers.heard_directly(MemberId(2), later);
+        assert_eq!(peers.linked_and_heard(later).count(), 1);
     }
 
     #[test]

@@ -233,7 +233,7 @@ impl<R: EntryReader> Member<R> {
     fn report_damaged_metadata(&mut self) {
         // The replica itself may not know any more which one it is; the identity does, and is kept apart.
         let generation = self.identity.membership.as_ref().map_or(0, |own| own.meta_generation);
-        let members: Vec<MemberId> = self.peers.linked_and_heard().collect();
+        let members: Vec<MemberId> = self.peers.linked_and_heard(self.now).collect();
         for member in members {
             self.send(member, PeerMessage::MetadataDamaged { generation });
         }

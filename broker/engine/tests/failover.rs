@@ -131,6 +131,28 @@ fn without_a_majority_nothing_is_confirmed() {
     assert!(!cluster.member(leader).health().quorum);
 }
 
+/// The leader heard the home, so it answered on their link, where nothing arrived: the home waited until the link broke.
+#[test]
+fn what_a_leader_says_goes_through_a_third_member_while_its_link_with_a_home_carries_one_way_only() {
+    let mut cluster = Cluster::ready(3);
+    let mut setup = cluster.client(0);
+    setup.declare(&mut cluster, "q");
+    let (here, _, leader) = others(&cluster);
+    let mut client = cluster.client(here);
+    client.confirm_select(&mut cluster);
+    cluster.losses.push((leader, here, 0));
+    for number in 1..=20 {
+        let sent = cluster.now;
+        client.publish(&mut cluster, "q", &number.to_string());
+        client.wait_confirmed(&mut cluster, number);
+        let took = cluster.now.since(sent);
+        assert!(took < Duration::from_millis(1_500), "{took:?} for message {number}");
+        cluster.run(Duration::from_millis(500));
+    }
+    cluster.losses.clear();
+    assert_eq!(client.get(&mut cluster, "q").map(|message| message.body).as_deref(), Some("1"));
+}
+
 #[test]
 fn a_home_that_cannot_reach_the_leader_talks_to_it_through_a_third_member() {
     let mut cluster = Cluster::ready(3);
