@@ -46,7 +46,7 @@ pub(crate) fn next_step(me: MemberId, info: &GroupInfo, status: &GroupStatus, li
     if status.changed_at > info.changed_at {
         return match status.change_durable {
             true => Step::Record,
-            false => Step::Wait("the last change is not known on this member's disk to be committed".into()),
+            false => Step::Wait("too few disks know yet that the last change is committed".into()),
         };
     }
     if status.changed_at < info.changed_at {
@@ -245,17 +245,15 @@ impl<R: EntryReader> Member<R> {
         self.ask_metadata(MetaCommand::SetReplicas { group, voters, learners, changed_at }, Waiter::Nobody);
     }
 
-    /// A group's membership changed: its leader has the metadata record it.
+    /// A group's membership changed, or this member has come to lead a group whose last change its predecessor may not
+    /// have recorded: the leader has the metadata record it.
     pub(crate) fn membership_changed(&mut self, group: GroupId) {
-        if !self.leaderships.led.contains_key(&group) {
-            return;
-        }
-        if let Some(status) = self.host.as_ref().and_then(|host| host.status(group)) {
-            self.record_replicas(group, &status);
+        if self.leaderships.led.contains_key(&group) {
+            self.record_if_news(group);
         }
     }
 
-    /// This member has come to lead a group whose last change its predecessor may not have recorded.
+    /// Has the metadata record the membership of a group that is led here, unless it knows it.
     pub(crate) fn record_if_news(&mut self, group: GroupId) {
         let Some(status) = self.host.as_ref().and_then(|host| host.status(group)) else { return };
         let recorded = self.metadata().and_then(|meta| meta.group(group)).map(|info| info.changed_at);

@@ -103,7 +103,7 @@ fn waits(words: &str, step: &Step) -> bool {
 fn a_change_is_recorded_once_the_leaders_disk_knows_it_and_not_before() {
     let news = Case { voters: "1", wanted: "1", leader: 1, news: true, ..Case::default() };
     assert_eq!(step_of(&news), Step::Record);
-    assert!(waits("disk", &step_of(&Case { volatile: true, ..news })));
+    assert!(waits("disks", &step_of(&Case { volatile: true, ..news })));
 }
 
 #[test]

@@ -157,7 +157,9 @@ pub enum HostOutput<E> {
     LeaderChanged { group: GroupId, leader: Option<MemberId>, term: u64, me_leading: bool },
     /// The machine was replaced by the one of a Raft snapshot at this index.
     SnapshotInstalled { group: GroupId, index: u64 },
-    /// The membership changed with the entry of this index, and this replica will know it after any restart. The voters of a joint one are those of both halves.
+    /// The membership changed with the entry of this index. On the leader it may be acted upon from now on, see
+    /// [`GroupStatus::change_durable`]; elsewhere this replica will know it after any restart. The voters of a joint one
+    /// are those of both halves.
     MembershipChanged { group: GroupId, index: u64, voters: Vec<ReplicaId>, learners: Vec<ReplicaId> },
     /// A peer speaks for a later incarnation, or for another one of equal counter: this replica is stale, or the two
     /// do not belong together (design §3.1).
@@ -223,8 +225,9 @@ pub struct GroupStatus {
     pub joint: bool,
     /// Index of the last membership change that was applied; 0 for the founders.
     pub changed_at: u64,
-    /// That change is known here, on disk, to be committed. Nobody may act on it before: a replica that was let go and
-    /// destroyed could still be needed to elect one that has forgotten that it was.
+    /// That change is known here, on disk, to be committed; and, on the leader, on so many disks that every majority of
+    /// the voters has one of them. Nobody may act on it before: a replica that was let go and destroyed could still be
+    /// needed to elect one that has forgotten that it was.
     pub change_durable: bool,
     /// On the leader only, itself included; ascending.
     pub peers: Vec<PeerStatus>,

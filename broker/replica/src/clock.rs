@@ -21,6 +21,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         self.tick_receiving(cx);
         self.maybe_compact(cx);
         self.release_withheld(cx);
+        self.ask_for_change(cx);
         if self.idle_ticks >= cx.config.quiesce_ticks && self.may_quiesce(cx) {
             self.quiesce(cx);
         }
@@ -38,6 +39,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
             && raft.lead_transferee.is_none()
             && !raft.has_pending_conf()
             && !self.is_joint()
+            && self.is_change_durable()
             && self.outgoing.is_empty()
             && self.prepared.is_none()
             && self.withheld.is_empty()

@@ -54,6 +54,11 @@ pub(crate) enum Body {
     },
     /// Start the clock again. A leader answers with a heartbeat round.
     Wake,
+    /// The last membership change that the sender knows, on disk, to be committed. A follower answers its leader's with
+    /// its own.
+    ChangeKnown {
+        index: u64,
+    },
     /// The sender's replica is quarantined or gone: do not count on it as a leader.
     Resigned,
     /// A Raft snapshot is offered, or offered again after a cut.
@@ -132,6 +137,7 @@ const KIND_RESIGNED: u8 = 3;
 const KIND_SNAPSHOT_OFFER: u8 = 4;
 const KIND_SNAPSHOT_CHUNK: u8 = 5;
 const KIND_SNAPSHOT_ANSWER: u8 = 6;
+const KIND_CHANGE_KNOWN: u8 = 7;
 
 impl Envelope {
     /// The group that this is about.
@@ -145,6 +151,7 @@ impl Envelope {
             Body::Raft(_) => "raft",
             Body::Quiesce { .. } => "quiesce",
             Body::Wake => "wake",
+            Body::ChangeKnown { .. } => "change known",
             Body::Resigned => "resigned",
             Body::SnapshotOffer(_) => "snapshot offer",
             Body::SnapshotChunk(_) => "snapshot chunk",
@@ -221,6 +228,10 @@ impl Body {
                 put_varint(out, *commit);
             }
             Body::Wake => out.put_u8(KIND_WAKE),
+            Body::ChangeKnown { index } => {
+                out.put_u8(KIND_CHANGE_KNOWN);
+                put_varint(out, *index);
+            }
             Body::Resigned => out.put_u8(KIND_RESIGNED),
             Body::SnapshotOffer(offer) => {
                 out.put_u8(KIND_SNAPSHOT_OFFER);
@@ -265,6 +276,7 @@ impl Body {
             KIND_RAFT => Body::Raft(Box::new(decode_message(reader, term)?)),
             KIND_QUIESCE => Body::Quiesce { last: reader.varint()?, commit: reader.varint()? },
             KIND_WAKE => Body::Wake,
+            KIND_CHANGE_KNOWN => Body::ChangeKnown { index: reader.varint()? },
             KIND_RESIGNED => Body::Resigned,
             KIND_SNAPSHOT_OFFER => Body::SnapshotOffer(SnapshotOffer {
                 id: reader.u64()?,
@@ -442,6 +454,7 @@ mod tests {
             sample(Body::Raft(Box::new(vote))),
             sample(Body::Quiesce { last: 300, commit: 299 }),
             sample(Body::Wake),
+            sample(Body::ChangeKnown { index: 300 }),
             sample(Body::Resigned),
             sample(Body::SnapshotOffer(SnapshotOffer {
                 id: 1,
@@ -508,7 +521,7 @@ mod tests {
         }
 
         #[test]
-        fn a_changed_byte_never_panics(sample in 0usize..10, at in 0usize..100, byte in any::<u8>()) {
+        fn a_changed_byte_never_panics(sample in 0usize..11, at in 0usize..100, byte in any::<u8>()) {
             let mut bytes = samples()[sample].encode().to_vec();
             let at = at % bytes.len();
             bytes[at] = byte;

@@ -12,6 +12,7 @@ use raft::{Config, ProgressState, RawNode, StateRole};
 
 use crate::api::{GroupStatus, HostOutput, PeerStatus, ProposalId, ProposeError, Role, is_machine_payload};
 use crate::birth::BIRTH_INDEX;
+use crate::change_known::ChangeKnown;
 use crate::conf::StoredConf;
 use crate::context::{Context, Header, mix};
 use crate::envelope::{Body, entry};
@@ -53,8 +54,8 @@ pub(crate) struct Group<M: Machine, R: EntryReader> {
     pub voter_halves: Vec<Vec<u64>>,
     /// Index of the last membership change that was applied; 0 for the founders.
     pub changed_at: u64,
-    /// The last membership change that is known here, on disk, to be committed: after a restart this replica still has it.
-    pub durable_change: u64,
+    /// Who knows of that change.
+    pub change_known: ChangeKnown,
     /// On the leader: when each peer's last heard message from us was sent.
     pub heard: BTreeMap<u64, Instant>,
     /// Leadership as it was last announced.
@@ -146,7 +147,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
             echo: None,
             voter_halves: Vec::new(),
             changed_at: start.changed_at,
-            durable_change: start.changed_at,
+            change_known: ChangeKnown::new(start.changed_at),
             heard: BTreeMap::new(),
             announced: Leadership { term, ..Leadership::default() },
             withheld: VecDeque::new(),
@@ -370,7 +371,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
             learners: self.learners(),
             joint: self.is_joint(),
             changed_at: self.changed_at,
-            change_durable: self.durable_change >= self.changed_at,
+            change_durable: self.is_change_durable(),
             peers: if self.is_leader() { self.peer_status(cx) } else { Vec::new() },
             quiesced: self.quiesced,
             quarantined: None,

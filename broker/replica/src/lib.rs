@@ -13,7 +13,7 @@
 //! | `log` | raft-rs' view of the log: terms in memory, payloads in memory or on disk |
 //! | `receive`, `envelope`, `parking` | messages from peers and their encoding |
 //! | `copies` | on how many disks an entry is |
-//! | `membership` | changes of the membership: which are taken, and what follows |
+//! | `membership`, `change_known` | changes of the membership: which are taken, and when they may be acted upon |
 //! | `leadership` | the lease, effects that wait for it, transfers |
 //! | `clock`, `suspicion` | ticks, quiescence; ranked elections when a member dies |
 //! | `upkeep` | bodies that the journal moved, logs that it wants shorter, payloads that it lost |
@@ -30,6 +30,7 @@
 mod api;
 mod birth;
 mod bytes_reader;
+mod change_known;
 mod clock;
 mod compaction;
 mod conf;

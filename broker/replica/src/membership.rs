@@ -6,7 +6,7 @@ use holdfast_queue::ids::ReplicaId;
 use raft::eraftpb::Entry;
 use tracing::{error, info, warn};
 
-use crate::api::{HostOutput, MembershipChange, ProposalId, ProposeError};
+use crate::api::{MembershipChange, ProposalId, ProposeError};
 use crate::conf::{decode_change, encode_change, raft_change};
 use crate::context::Context;
 use crate::envelope::entry_payload;
@@ -159,15 +159,6 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         let after = After::Change { key: self.key, index: entry.index };
         if let Err(after) = cx.writes.after(batch, after) {
             self.written(after, cx);
-        }
-    }
-
-    /// The commit index of the membership change at `index` is durable.
-    pub fn change_written(&mut self, index: u64, cx: &mut Context<M::Effect>) {
-        self.durable_change = self.durable_change.max(index);
-        if index == self.changed_at {
-            let (voters, learners) = (self.voters(), self.learners());
-            self.emit(HostOutput::MembershipChanged { group: self.id, index, voters, learners }, cx);
         }
     }
 }

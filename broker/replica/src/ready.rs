@@ -252,7 +252,12 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         info!(%group, leader = now.leader, term = now.term, me_leading = now.me_leading, "leadership");
         let leader = self.leader().map(|leader| leader.member);
         let output = HostOutput::LeaderChanged { group, leader, term: now.term, me_leading: now.me_leading };
-        if now.me_leading { self.emit(output, cx) } else { cx.outbox.push_back(output) }
+        if now.me_leading {
+            self.emit(output, cx);
+            self.tell_change_again(cx);
+        } else {
+            cx.outbox.push_back(output);
+        }
     }
 
     /// Works around raft-rs 0.7.0, which lets a probe's next index fall to or below what is matched; a follower whose

@@ -26,6 +26,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
                 self.quiesce_as_follower(from, term, (last, commit), cx);
             }
             Body::Wake => self.wake(cx),
+            Body::ChangeKnown { index } => self.change_known_by(from, index, cx),
             Body::Resigned => {
                 if self.leader() == Some(from) && term >= self.term() {
                     self.leader_gone(cx);

@@ -243,7 +243,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         let (key, conf, live) = (self.key, install.conf.encode(), install.live);
         self.changed_at = install.conf.changed_at;
         // The checkpoint that the snapshot became is in the batch that everything later waits for.
-        self.durable_change = self.changed_at;
+        self.change_known.here = self.changed_at;
         cx.writes.push(Op::Checkpoint { key, index, term, conf, machine: install.machine_bytes });
         cx.writes.push(Op::Reset { key, index, term });
         let batch = cx.writes.push(Op::Compact { key, up_to: index, live });

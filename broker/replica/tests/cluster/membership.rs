@@ -283,3 +283,54 @@ fn the_vote_of_a_removed_replica_does_not_count_for_its_successor_on_the_same_me
     cluster.run_ms(1_000);
     cluster.assert_converged();
 }
+
+/// What was let go is destroyed once a change may be acted upon. Then the leader is lost for good, which any majority must
+/// survive, and of the two that are left one has forgotten that the joint membership was left: it counts on the replica
+/// that was destroyed.
+#[test]
+fn a_change_is_acted_upon_once_every_majority_knows_it_and_those_that_are_left_elect_without_the_ones_let_go() {
+    for (seed, knower, forgetful) in [(15, 2, 4), (16, 4, 2)] {
+        let mut cluster = Cluster::new(4, seed);
+        begin_swap(&mut cluster);
+        cluster.run_ms(100);
+        change(&mut cluster, 1, LeaveJoint).unwrap();
+        while cluster.status(1).joint {
+            cluster.run_us(100);
+        }
+        // The leader has just applied it; the others do not know yet that it is committed.
+        for id in [2, 4] {
+            cluster.member(id).stalled = true;
+        }
+        cluster.run_ms(300);
+        assert!(!cluster.status(1).change_durable, "only the leader's disk knows it");
+        cluster.member(knower).stalled = false;
+        cluster.run_until(1_000, |cluster| cluster.status(1).change_durable);
+        for id in 1..=4 {
+            cluster.crash(id);
+        }
+        cluster.member(forgetful).stalled = false;
+        for id in [2, 4] {
+            cluster.restart(id);
+        }
+        assert!(cluster.status(forgetful).joint, "it has forgotten");
+        for id in [1, 3] {
+            cluster.suspect(id);
+        }
+        cluster.run_until(10_000, |cluster| cluster.leading().is_some());
+        let leader = cluster.leading().unwrap();
+        cluster.put(leader, 20..30);
+        cluster.run_ms(1_000);
+        assert_eq!(cluster.ledger(forgetful).numbers().len(), 30);
+    }
+}
+
+#[test]
+fn a_leader_that_came_after_a_change_finds_out_who_knows_it() {
+    let mut cluster = Cluster::settled(17);
+    change(&mut cluster, 1, Remove(founder(3))).unwrap();
+    cluster.run_until(500, |cluster| cluster.status(1).voters.len() == 2);
+    cluster.run_ms(100);
+    cluster.with(1, |host, _| host.transfer_leader(GROUP, MemberId(2))).unwrap();
+    cluster.run_until(2_000, |cluster| cluster.leading() == Some(2));
+    cluster.run_until(1_000, |cluster| cluster.status(2).change_durable);
+}
