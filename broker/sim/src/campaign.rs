@@ -123,7 +123,7 @@ impl Campaign {
     /// Plays replication alone.
     #[must_use]
     pub fn go_replicas(&self) -> bool {
-        self.go_named("replicas", play_replicas)
+        self.go_named("replicas", |seed| play_replicas(seed, None))
     }
 
     /// Plays clusters whose members come and go.
@@ -145,8 +145,9 @@ impl Campaign {
     }
 }
 
-fn play_replicas(seed: u64) -> Result<Summary, Box<Failure>> {
-    let outcome = replicas::run_seed(seed, false).map_err(|(what, trace)| Box::new(Failure { seed, what, trace }))?;
+fn play_replicas(seed: u64, mutation: Option<Mutation>) -> Result<Summary, Box<Failure>> {
+    let outcome = replicas::run_seed(seed, mutation, false);
+    let outcome = outcome.map_err(|(what, trace)| Box::new(Failure { seed, what, trace }))?;
     Ok(Summary {
         confirmed: outcome.confirmed,
         leaderships: outcome.leaderships,
@@ -223,11 +224,14 @@ pub fn mutants(campaign: &Campaign) -> bool {
     survivors == 0
 }
 
-/// The first failure that a planted bug causes, in the profile that looks for bugs of its kind.
+/// The first failure that a planted bug causes, in the runs that look for bugs of its kind.
 #[must_use]
 pub fn find(campaign: &Campaign, mutation: Mutation) -> Option<Failure> {
     let profile = mutation.profile();
-    let play = |seed| Run { profile, seed, cut: Cut::default(), mutation: Some(mutation) }.play(None);
+    let play = |seed| match mutation.is_of_replication_alone() {
+        true => play_replicas(seed, Some(mutation)),
+        false => Run { profile, seed, cut: Cut::default(), mutation: Some(mutation) }.play(None),
+    };
     campaign.play(play, false).failures.into_iter().next()
 }
 
@@ -240,14 +244,17 @@ pub fn sim_faults(campaign: &Campaign) -> bool {
     let mut failures = Vec::new();
     for fault in &FAULTS {
         let (number, what) = (fault.number, fault.what);
-        let How::Simulated(asserted, _) = fault.how else {
-            let How::Elsewhere(why) = fault.how else { continue };
-            println!("| {number}. {what} | – | – | – | {why} |");
-            rows.push(format!("    {{\"fault\": {number}, \"runs\": 0, \"passed\": 0, \"elsewhere\": {why:?}}}"));
-            continue;
+        let (asserted, outcome) = match fault.how {
+            How::Simulated(asserted, _) => {
+                (asserted, campaign.play(|seed| Run::new(Profile::Fault(number), seed).play(None), false))
+            }
+            How::OfMembership(asserted) => (asserted, campaign.play(|seed| membership::run_seed(seed, None), false)),
+            How::Elsewhere(why) => {
+                println!("| {number}. {what} | – | – | – | {why} |");
+                rows.push(format!("    {{\"fault\": {number}, \"runs\": 0, \"passed\": 0, \"elsewhere\": {why:?}}}"));
+                continue;
+            }
         };
-        let profile = Profile::Fault(number);
-        let outcome = campaign.play(|seed| Run::new(profile, seed).play(None), false);
         let (passed, failed) = (outcome.passed.len(), outcome.failures.len());
         let gap_ms = outcome.service_gap_us(95) / 1000;
         let late = fault.next_confirm_us.filter(|most| outcome.service_gap_us(95) > *most);

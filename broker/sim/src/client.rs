@@ -46,7 +46,7 @@ pub enum Role {
     },
     /// Consumes and acks; sometimes gives back, sometimes holds on for a while.
     Consumer {
-        /// Unacked messages that it accepts.
+        /// Unacked messages that it accepts; with `u16::MAX` it settles none before it drains.
         prefetch: u16,
     },
     /// Takes messages one by one with `basic.get`, and acks them.
@@ -561,6 +561,9 @@ impl Client {
     }
 
     fn settle_some(&mut self, now_us: u64, ledger: &mut Ledger) {
+        if !self.draining && matches!(self.role, Role::Consumer { prefetch: u16::MAX }) {
+            return;
+        }
         let mut keep = Vec::new();
         for (tag, id) in std::mem::take(&mut self.held) {
             let roll = if self.draining { 0 } else { self.rng.range(0, 100) };

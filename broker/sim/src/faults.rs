@@ -5,7 +5,7 @@ use crate::client::Role;
 use crate::disk::Damage;
 use crate::nemesis::{Strike, Timed, TransferHit, Who};
 use crate::network::{Slowness, UNTIL_HEALED};
-use crate::plan::{Plan, PlannedClient, Promises, SECOND_US, consumer};
+use crate::plan::{Plan, PlannedClient, Promises, SECOND_US, SERVES_WITHIN_US, consumer};
 use crate::rng::Rng;
 use crate::world::MEMBERS;
 
@@ -27,11 +27,13 @@ pub struct Fault {
 pub enum How {
     /// Asserted, and drawn by.
     Simulated(&'static str, fn(&mut Rng, &mut Draft)),
+    /// Asserted of runs of their own kind, see [`crate::membership`].
+    OfMembership(&'static str),
     /// Why not, and what shows it instead.
     Elsewhere(&'static str),
 }
 
-use How::{Elsewhere, Simulated};
+use How::{Elsewhere, OfMembership, Simulated};
 
 const fn fault(number: u8, what: &'static str, how: How) -> Fault {
     Fault { number, what, how, next_confirm_us: None }
@@ -63,9 +65,9 @@ pub const FAULTS: [Fault; 35] = [
     bounded(7, "the leader stops for 30 s", 2 * SECOND_US, Simulated("next confirm within 2 s (p95)", pause_leader)),
     fault(8, "a majority stops", Simulated("no confirm meanwhile; service 3 s after", pause_majority)),
     bounded(9, "leader | rest", 2 * SECOND_US, Simulated("next confirm within 2 s (p95)", isolate_leader)),
-    fault(10, "one-way cuts, both ways", Simulated("service 3 s after", one_way)),
-    fault(11, "A-B, B-C, not A-C", Simulated("terms grow by 2 at most", non_transitive)),
-    fault(12, "a link flaps every second", Simulated("terms grow by 2 at most", flapping)),
+    fault(10, "one-way cuts, both ways", Simulated("service 3 s after; one at a time: no confirm takes 3 s", one_way)),
+    fault(11, "A-B, B-C, not A-C", Simulated("terms grow by 2 at most; no confirm takes 3 s", non_transitive)),
+    fault(12, "a link flaps every second", Simulated("terms grow by 2 at most; no confirm takes 3 s", flapping)),
     fault(
         13,
         "the publisher is cut off before its confirm",
@@ -103,10 +105,14 @@ pub const FAULTS: [Fault; 35] = [
     fault(
         23,
         "a disk stalls for 10 s",
-        Simulated("a leader hands over; of a follower publishers notice nothing", stall),
+        Simulated("a leader hands over: no confirm takes 3 s; a follower: none takes 1 s", stall),
     ),
     fault(24, "clocks are off by an hour and jump", Simulated("service 3 s after", clocks)),
-    fault(25, "members come and go while another dies", Elsewhere("a profile of its own: --profile membership")),
+    fault(
+        25,
+        "members come, go and are replaced while another dies",
+        OfMembership("every group has its replicas again 90 s after the last change"),
+    ),
     fault(
         26,
         "a queue is deleted and made again while a member is down",
@@ -124,7 +130,11 @@ pub const FAULTS: [Fault; 35] = [
         Simulated("next confirm within 1 s (p95); mixed builds: real processes", rolling_restart),
     ),
     fault(29, "an empty disk under an old name", Simulated("two serve without it", blank)),
-    fault(30, "memory pressure", Elsewhere("memory is not simulated; real processes")),
+    fault(
+        30,
+        "memory alarms; a consumer with 64k prefetch that never acks",
+        Simulated("service 3 s after; a million queued: real processes", memory),
+    ),
     fault(31, "connections and queues come and go through failovers", Simulated("service 3 s after", churn)),
     fault(32, "a poison message", Elsewhere("the machine has no delivery limit yet")),
     fault(33, "the dead-letter target is away", Elsewhere("the machine has no dead letters yet")),
@@ -339,7 +349,23 @@ fn isolate_leader(rng: &mut Rng, draft: &mut Draft) {
     }
 }
 
+/// What a client may notice while a majority can talk all the time, if only through a third member.
+const NOTICED_US: u64 = SERVES_WITHIN_US;
+
 fn one_way(rng: &mut Rng, draft: &mut Draft) {
+    if rng.chance(50) {
+        // One at a time: a third member reaches both all along.
+        let mut at = rng.range(SECOND_US, 3 * SECOND_US);
+        while at < draft.faults_us {
+            let (step, inward, for_us) =
+                (1 + rng.index(MEMBERS - 1), rng.chance(50), rng.range(SECOND_US, 6 * SECOND_US));
+            draft.at(at, Strike::CutOneWay { who: LEADER, step, inward, for_us });
+            // What is cut off tries again for a while after the link carries again.
+            at += for_us + rng.range(2 * SECOND_US, 4 * SECOND_US);
+        }
+        draft.promises.slowest_confirm_us = Some(NOTICED_US);
+        return;
+    }
     for at in times(rng, draft, 4 * SECOND_US) {
         let (step, inward) = (1 + rng.index(MEMBERS - 1), rng.chance(50));
         draft.at(at, Strike::CutOneWay { who: LEADER, step, inward, for_us: rng.range(SECOND_US, 6 * SECOND_US) });
@@ -351,6 +377,7 @@ fn non_transitive(rng: &mut Rng, draft: &mut Draft) {
     let at = rng.range(SECOND_US, 4 * SECOND_US);
     draft.at(at, Strike::CutPair { who, step, for_us: 15 * SECOND_US });
     draft.promises.term_climb = Some(2);
+    draft.promises.slowest_confirm_us = Some(NOTICED_US);
 }
 
 fn flapping(rng: &mut Rng, draft: &mut Draft) {
@@ -358,6 +385,7 @@ fn flapping(rng: &mut Rng, draft: &mut Draft) {
     let at = rng.range(SECOND_US, 3 * SECOND_US);
     draft.at(at, Strike::Flap { who, step, period_us: SECOND_US, for_us: 16 * SECOND_US });
     draft.promises.term_climb = Some(2);
+    draft.promises.slowest_confirm_us = Some(NOTICED_US);
 }
 
 fn cut_publisher(rng: &mut Rng, draft: &mut Draft) {
@@ -442,9 +470,24 @@ fn full(rng: &mut Rng, draft: &mut Draft) {
     draft.at(SECOND_US, Strike::Full { who, for_us: 60 * SECOND_US });
 }
 
+fn memory(rng: &mut Rng, draft: &mut Draft) {
+    // One that settles nothing.
+    draft.clients.push(consumer("orders", u16::MAX));
+    for at in times(rng, draft, 6 * SECOND_US) {
+        let who = if rng.chance(50) { LEADER } else { Who::Member(rng.index(MEMBERS)) };
+        let for_us = rng.range(SECOND_US, 4 * SECOND_US);
+        draft.at(at, Strike::Memory { who, for_us });
+        if rng.chance(50) {
+            let power_loss = rng.chance(30);
+            draft.at(at + rng.range(0, for_us), Strike::Kill { who: LEADER, power_loss, down_us: down(rng) });
+        }
+    }
+}
+
 fn stall(rng: &mut Rng, draft: &mut Draft) {
     if rng.chance(50) {
         draft.at(3 * SECOND_US, Strike::Stall { who: LEADER, each_us: 10 * SECOND_US, for_us: 10 * SECOND_US });
+        draft.promises.slowest_confirm_us = Some(NOTICED_US);
     } else {
         let who = Who::FollowerAfter(rng.index(MEMBERS));
         draft.at(3 * SECOND_US, Strike::Stall { who, each_us: 10 * SECOND_US, for_us: 10 * SECOND_US });

@@ -2,6 +2,7 @@
 
 use clap::{Parser, ValueEnum};
 use holdfast_sim::campaign::{Campaign, mutants, sim_faults};
+use holdfast_sim::faults::{self, How};
 use holdfast_sim::minimize::minimize;
 use holdfast_sim::mutants::Mutation;
 use holdfast_sim::plan::{Cut, Profile};
@@ -93,6 +94,11 @@ impl Arguments {
         Run { profile, seed, cut, mutation }
     }
 
+    fn is_of_membership(&self) -> bool {
+        let fault = self.fault.and_then(faults::find);
+        self.profile == Named::Membership || fault.is_some_and(|fault| matches!(fault.how, How::OfMembership(_)))
+    }
+
     fn campaign(&self) -> Campaign {
         let threads = self.threads.or_else(|| std::thread::available_parallelism().ok().map(usize::from)).unwrap_or(1);
         Campaign { first: self.first, seeds: self.seeds, threads }
@@ -116,7 +122,7 @@ fn main() -> ExitCode {
         minimize(&arguments.run(seed, mutation)).is_some()
     } else if arguments.profile == Named::Replicas {
         replicas_only(&arguments)
-    } else if arguments.profile == Named::Membership {
+    } else if arguments.is_of_membership() {
         membership_only(&arguments)
     } else if let Some(seed) = arguments.seed {
         one(&arguments, seed, mutation)
@@ -155,7 +161,7 @@ fn membership_only(arguments: &Arguments) -> bool {
 
 fn replicas_only(arguments: &Arguments) -> bool {
     if let Some(seed) = arguments.seed {
-        let outcome = replicas::run_seed(seed, true);
+        let outcome = replicas::run_seed(seed, None, true);
         println!("seed {seed}: {:?}", outcome.as_ref().map_err(|(what, _)| what));
         return outcome.is_ok();
     }

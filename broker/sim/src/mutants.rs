@@ -94,7 +94,18 @@ impl Mutation {
         Self::RepliesBeforePersisted,
     ];
 
-    /// The runs that look for bugs of its kind.
+    /// True for one that shows in replicas and journals alone, where leaders change and disks stall most often: what a
+    /// late report says is wrong only of an entry that was truncated and written anew while the disk stood still.
+    #[must_use]
+    pub fn is_of_replication_alone(self) -> bool {
+        const ALONE: &[Mutation] = &[
+            #[cfg(feature = "mutants")]
+            Mutation::LateReportAccepted,
+        ];
+        ALONE.contains(&self)
+    }
+
+    /// The runs of whole members that look for bugs of its kind.
     #[must_use]
     pub fn profile(self) -> Profile {
         match self {

@@ -61,6 +61,8 @@ pub enum Strike {
     FailReads { who: Who, count: u64 },
     /// No space is left.
     Full { who: Who, for_us: u64 },
+    /// The process takes more memory than it may, and says so.
+    Memory { who: Who, for_us: u64 },
     /// Every write takes so much longer.
     Stall { who: Who, each_us: u64, for_us: u64 },
     /// A wall clock jumps.
@@ -126,6 +128,7 @@ pub fn strike(world: &mut World, strike: &Strike) -> Result<(), String> {
             world.wall_offset_ms[*member] = *offset_ms;
         }
         Strike::CutClient { client } => world.cut_client(*client),
+        Strike::Memory { who, for_us } => return world.press_memory(who.find(world), *for_us),
         Strike::CutTransfer { percent, hits, for_us } => {
             world.cut_next_transfer(*percent, *hits, *for_us);
         }

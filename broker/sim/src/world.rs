@@ -59,6 +59,8 @@ pub enum Event {
     PowerLoss { member: usize, down_us: u64 },
     /// A full disk has space again.
     DiskFreed { member: usize },
+    /// A process that took too much memory takes less.
+    MemoryFreed { member: usize },
 }
 
 /// A client's connection: which member holds it.
@@ -438,6 +440,7 @@ impl World {
                 self.free_disk(member);
                 Ok(())
             }
+            Event::MemoryFreed { member } => self.see_memory(member, 0),
         }
     }
 

@@ -59,3 +59,24 @@ fn a_replica_that_is_left_alone_knows_it_after_a_restart() {
         panic!("{}\n{}", failure.what, failure.trace.join("\n"));
     }
 }
+
+/// A follower's disk stood still while clients came and declared their queue again: what its member could not apply, it got
+/// no lease for, and its publishers waited for the disk.
+#[test]
+fn publishers_at_a_member_whose_disk_stands_still_do_not_notice() {
+    for seed in [25, 26] {
+        let run = Run::new(Profile::Fault(23), seed);
+        if let Err(failure) = run.play(None) {
+            panic!("{}\n{}", failure.what, failure.trace.join("\n"));
+        }
+    }
+}
+
+/// A link that stood and carried nothing was used until it broke, although a third member reached both ends.
+#[test]
+fn a_link_that_carries_nothing_costs_its_ends_less_than_three_seconds() {
+    let run = Run::new(Profile::Fault(11), 9);
+    if let Err(failure) = run.play(None) {
+        panic!("{}\n{}", failure.what, failure.trace.join("\n"));
+    }
+}

@@ -14,6 +14,7 @@ use holdfast_queue::ids::{GroupId, MemberId};
 use holdfast_queue::time::Instant;
 use holdfast_replica::{Envelope, HostOutput, ProposalId};
 
+use crate::mutants::Mutation;
 use crate::rng::Rng;
 use crate::trace::Trace;
 use check::Checker;
@@ -73,11 +74,12 @@ struct Replicas {
     trace: Trace,
 }
 
-/// Runs one seed.
+/// Runs one seed, with a planted bug if there is one.
 ///
 /// # Errors
 /// What broke, and the last lines of what happened.
-pub fn run_seed(seed: u64, live: bool) -> Result<Outcome, (String, Vec<String>)> {
+pub fn run_seed(seed: u64, mutation: Option<Mutation>, live: bool) -> Result<Outcome, (String, Vec<String>)> {
+    crate::mutants::plant(mutation);
     let mut world = Replicas::new(seed);
     world.trace.live = live;
     let played = world.play();

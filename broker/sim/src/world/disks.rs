@@ -1,6 +1,6 @@
 //! What befalls disks, and transfers of Raft snapshots.
 
-use holdfast_engine::Input;
+use holdfast_engine::{Input, Memory};
 use holdfast_journal::Op;
 use holdfast_replica::PeerStatus;
 
@@ -48,6 +48,18 @@ impl World {
         self.note(format!("m{member}'s disk has {left} bytes left"));
         self.troubled.insert(member);
         self.schedule(self.now_us + for_us, Event::DiskFreed { member });
+    }
+
+    /// A member's process takes more memory than it may, for a while.
+    pub fn press_memory(&mut self, member: usize, for_us: u64) -> Result<(), String> {
+        self.note(format!("m{member} takes too much memory"));
+        self.schedule(self.now_us + for_us, Event::MemoryFreed { member });
+        self.see_memory(member, 2)
+    }
+
+    /// The process looks at the memory that it takes, in parts of what it may.
+    pub(super) fn see_memory(&mut self, member: usize, used_bytes: u64) -> Result<(), String> {
+        self.give(member, Input::Memory(Memory { used_bytes, high_watermark_bytes: 1 }))
     }
 
     /// There is space again.
