@@ -118,6 +118,11 @@ endif
 bench: build ## PerfTest against three broker processes; prints rates and latencies
 	.config/bench $(BIN)/holdfast-broker
 
+.PHONY: bench-queues
+bench-queues: build ## 10,000 idle replicated queues: declares a second, memory, CPU, restarts
+	cargo build --locked -p holdfast-node --example many_queues
+	.config/bench-queues target/debug/examples/many_queues $(BIN)/holdfast-broker
+
 .PHONY: bench-restart
 bench-restart: ## seconds until a killed member with ten million queued messages serves again
 	$(RELEASE) -p holdfast-engine --example restart

@@ -349,12 +349,7 @@ impl<R: EntryReader> Member<R> {
     /// Answers what took too long, and drains that are done.
     pub(crate) fn tick_admin(&mut self) {
         let now = self.now;
-        let remaining = self.host.as_ref().map_or(0, |host| host.leaderships());
-        let drained = self.admin.drains.iter().filter(|(_, until)| remaining == 0 || now >= **until);
-        for request in drained.map(|(request, _)| *request).collect::<Vec<_>>() {
-            self.admin.drains.remove(&request);
-            self.admin_reply(request, Ok(AdminReply::Drained { remaining }));
-        }
+        self.answer_drains();
         if !self.admin.bootstrap.is_empty() && self.metadata().is_some() {
             self.bootstrap_answered(MetaReply::Done);
         }
@@ -364,6 +359,19 @@ impl<R: EntryReader> Member<R> {
             self.admin.bootstrap.remove(&request);
             let error = refused(AdminErrorKind::Unavailable, "no quorum answered in time", "repeat the request");
             self.admin_reply(request, Err(error));
+        }
+    }
+
+    fn answer_drains(&mut self) {
+        if self.admin.drains.is_empty() {
+            return; // All groups are asked for who leads them.
+        }
+        let now = self.now;
+        let remaining = self.host.as_ref().map_or(0, |host| host.leaderships());
+        let drained = self.admin.drains.iter().filter(|(_, until)| remaining == 0 || now >= **until);
+        for request in drained.map(|(request, _)| *request).collect::<Vec<_>>() {
+            self.admin.drains.remove(&request);
+            self.admin_reply(request, Ok(AdminReply::Drained { remaining }));
         }
     }
 

@@ -286,7 +286,7 @@ impl<R: EntryReader> Member<R> {
     /// The leader says how far a consumer's deliveries went.
     pub(crate) fn consumer_at(&mut self, group: GroupId, id: ConsumerId, queue: QueueId, last: u64) {
         // While the stream is being attached this comes from a leader that may not have heard an earlier question.
-        let attached = self.streams.get(&group).is_some_and(|stream| stream.attachment() == Attachment::Attached);
+        let attached = self.streams.get(group).is_some_and(|stream| stream.attachment() == Attachment::Attached);
         let Some(consumer) = self.consumer_mut(&id) else { return };
         consumer.known_last = consumer.known_last.max(last);
         if !attached {
@@ -311,7 +311,7 @@ impl<R: EntryReader> Member<R> {
         consumer.asked = Some(now);
         let after = consumer.last;
         self.consumers.behind.insert(id);
-        let leader = self.streams.get(&group).and_then(|stream| stream.leader());
+        let leader = self.streams.get(group).and_then(|stream| stream.leader());
         if let Some((leader, _)) = leader {
             self.send_or_take(leader, PeerMessage::DeliveriesAfter { group, queue, consumer: id, after });
         }
@@ -395,7 +395,7 @@ impl<R: EntryReader> Member<R> {
         let span = Span { first: settle.first, last: settle.last };
         let merged = self
             .streams
-            .get_mut(&group)
+            .get_mut(group)
             .is_some_and(|stream| stream.merge(|command| join_settles(command, queue, consumer, outcome, span)));
         if merged {
             return;

@@ -253,9 +253,11 @@ impl<R: EntryReader> Member<R> {
             _ => false,
         };
         let mut failed = Vec::new();
-        for stream in self.streams.values_mut().filter(|stream| stream.waits_for_copies()) {
-            failed.extend(stream.take_overdue_copies(now, COPIES_WITHIN, told));
-        }
+        self.streams.visit_busy(|_, stream| {
+            if stream.waits_for_copies() {
+                failed.extend(stream.take_overdue_copies(now, COPIES_WITHIN, told));
+            }
+        });
         for tracked in failed {
             if let Tracked::Publish { conn, channel, seq, size, .. } = tracked {
                 self.publish_failed(conn, channel, seq, size);

@@ -48,6 +48,8 @@ pub(crate) struct Leaderships {
     pub(crate) led: BTreeMap<GroupId, Leading>,
     pub(crate) announced: BTreeMap<GroupId, (MemberId, u64)>,
     dirty: Vec<GroupId>,
+    /// Groups led here with payloads that the host could not take yet, and perhaps others.
+    refused: BTreeSet<GroupId>,
     /// Groups led here that wait for fresh metadata before they take anything in.
     unadopted: BTreeSet<GroupId>,
     /// Groups led here whose runs are to be compared with all that the metadata had committed at that time.
@@ -84,7 +86,8 @@ impl Leaderships {
 
     /// Bytes of payloads that wait for the host to take them, of all groups.
     pub(crate) fn refused_bytes(&self) -> usize {
-        self.led.values().map(|leading| leading.refused_bytes).sum()
+        let waiting = self.refused.iter().filter_map(|group| self.led.get(group));
+        waiting.map(|leading| leading.refused_bytes).sum()
     }
 }
 
@@ -212,6 +215,7 @@ impl<R: EntryReader> Member<R> {
                 }
                 Err(ProposeError::Busy) => {
                     leading.refused.push_front(payload);
+                    self.leaderships.refused.insert(group);
                     return;
                 }
                 Err(_) => {
@@ -226,9 +230,7 @@ impl<R: EntryReader> Member<R> {
 
     /// Tries again what a host could not take.
     pub(crate) fn retry_proposals(&mut self) {
-        let waiting = self.leaderships.led.iter().filter(|(_, leading)| !leading.refused.is_empty());
-        let groups: Vec<_> = waiting.map(|(group, _)| *group).collect();
-        for group in groups {
+        for group in std::mem::take(&mut self.leaderships.refused) {
             self.propose_refused(group);
         }
     }

@@ -58,6 +58,7 @@ mod requests;
 mod rng;
 pub mod seam;
 mod stream;
+mod streams;
 mod transient;
 
 pub use alarms::Alarms;

@@ -24,9 +24,10 @@ use crate::mover::Mover;
 use crate::peers::Peers;
 use crate::rebalance::Rebalance;
 use crate::replicas::Repairs;
-use crate::requests::{MetaStream, QueueStream};
+use crate::requests::MetaStream;
 use crate::rng::Rng;
 use crate::seam::{ConnId, Event, Input, Output, PasswordToken, Severity};
+use crate::streams::Streams;
 use crate::transient::TransientHost;
 
 /// How often time is looked at.
@@ -136,7 +137,7 @@ pub struct Member<R: EntryReader> {
     pub(crate) transient: TransientHost,
 
     /// What this member, as a home, tells the groups.
-    pub(crate) streams: BTreeMap<GroupId, QueueStream>,
+    pub(crate) streams: Streams,
     pub(crate) dirty_streams: BTreeSet<GroupId>,
     pub(crate) meta_stream: MetaStream,
     pub(crate) meta_dirty: bool,
@@ -210,7 +211,7 @@ impl<R: EntryReader> Member<R> {
             leaderships: Leaderships::default(),
             copies: Copies::default(),
             transient: TransientHost::default(),
-            streams: BTreeMap::new(),
+            streams: Streams::default(),
             dirty_streams: BTreeSet::new(),
             meta_stream: MetaStream::default(),
             meta_dirty: false,
@@ -428,8 +429,8 @@ impl<R: EntryReader> Member<R> {
         Metrics {
             connections: self.clients.len() as u64,
             channels: channels as u64,
-            queues: self.metadata().map_or(0, |meta| meta.queues().count() as u64),
-            groups: self.host.as_ref().map_or(0, |host| host.groups().count() as u64),
+            queues: self.metadata().map_or(0, |meta| meta.queue_count() as u64),
+            groups: self.host.as_ref().map_or(0, |host| host.group_count() as u64),
             groups_leading: self.leaderships.led.len() as u64,
             unconfirmed_bytes: self.retained_bytes() as u64,
             blocked_connections: self.clients.values().filter(|client| client.blocked).count() as u64,
@@ -475,10 +476,7 @@ impl<R: EntryReader> Member<R> {
             return;
         }
         let Some(host) = self.host.as_ref() else { return };
-        self.ready_at.retain(|group, commit| {
-            let present = host.status(*group).is_some_and(|status| status.quarantined.is_none());
-            present && host.applied(*group) < *commit
-        });
+        self.ready_at.retain(|group, commit| host.is_present(*group) && host.applied(*group) < *commit);
         if self.registered() && self.ready_at.is_empty() {
             self.was_ready = true;
             self.event(Severity::Info, "ready".into());

@@ -180,7 +180,7 @@ impl<R: EntryReader> Member<R> {
         // A run's transient queues come and go; what it was told is over only when the run is.
         let runs = meta.members().filter_map(|(_, member)| member.boot).map(transient_group_of);
         let kept: BTreeSet<GroupId> = groups.iter().copied().chain(runs).collect();
-        let ended: Vec<GroupId> = self.streams.keys().filter(|group| !kept.contains(group)).copied().collect();
+        let ended: Vec<GroupId> = self.streams.groups().filter(|group| !kept.contains(group)).collect();
         for queue in deleted {
             self.cancel_consumers_of(queue);
         }

@@ -30,6 +30,8 @@ const QUIET_FOR: Duration = Duration::from_secs(10);
 const LEAD_WITHIN: Duration = Duration::from_secs(3);
 /// A group whose leader could not be moved is left alone for this long.
 const LEAD_AGAIN: Duration = Duration::from_secs(60);
+/// When no leader is misplaced, all groups are looked at again after this.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// Moves that are done and still reported.
 const REPORTED_DONE: usize = 20;
 /// Moves in a report; the rest is a number.
@@ -58,6 +60,9 @@ pub(crate) struct Rebalance {
     quiet_since: Instant,
     /// Groups up to here were looked at for who leads them.
     looked_at: GroupId,
+    /// Every group was led where it should be, when that was last looked at. It is again by then, or when a group has a
+    /// new leader.
+    look_again: Instant,
     next_removal: Instant,
     /// Why no leader is moved.
     leaders: String,
@@ -67,6 +72,11 @@ impl<R: EntryReader> Member<R> {
     /// Something happened to a member: leaders stay where they are for a while.
     pub(crate) fn not_quiet(&mut self) {
         self.rebalance.quiet_since = self.now;
+    }
+
+    /// Some group has another leader: it may not be the one that it should have.
+    pub(crate) fn leader_announced(&mut self) {
+        self.rebalance.look_again = self.now;
     }
 
     /// This member has come to lead group 0: it begins with no more than the metadata.
@@ -193,7 +203,11 @@ impl<R: EntryReader> Member<R> {
             self.rebalance.leaders = why;
             return;
         }
+        if now < self.rebalance.look_again {
+            return;
+        }
         let Some((group, to)) = self.next_misplaced_leader() else {
+            self.rebalance.look_again = now + LOOK_AGAIN;
             self.rebalance.leaders = "every group is led where it should be, or cannot be".into();
             return;
         };

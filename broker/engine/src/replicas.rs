@@ -167,7 +167,7 @@ impl<R: EntryReader> Member<R> {
             self.forget_nothing_more();
         }
         let Some(host) = self.host.as_ref() else { return };
-        let mut damaged: Vec<GroupId> = host.groups().filter(|group| host.is_quarantined(*group)).collect();
+        let mut damaged: Vec<GroupId> = host.quarantined_groups().collect();
         damaged.extend(self.repairs.floors.keys().filter(|group| host.key(**group).is_none()));
         if self.is_metadata_lost() && host.key(GroupId::META).is_none() {
             damaged.push(GroupId::META);

@@ -118,11 +118,11 @@ impl<R: EntryReader> Member<R> {
     fn stream(&mut self, group: GroupId) -> &mut QueueStream {
         self.dirty_streams.insert(group);
         let announced = self.leaderships.announced.get(&group).copied();
-        let leader = match self.streams.contains_key(&group) {
+        let leader = match self.streams.contains(group) {
             true => None,
             false => self.transient_owner(group).map(|owner| (owner, 0)).or(announced),
         };
-        self.streams.entry(group).or_insert_with(|| {
+        self.streams.entry(group, || {
             let mut stream = QueueStream::default();
             if let Some((leader, term)) = leader {
                 stream.led_by(leader, term);
@@ -168,7 +168,7 @@ impl<R: EntryReader> Member<R> {
     fn send_stream(&mut self, group: GroupId) {
         let (boot, now, me) = (self.boot, self.now, self.me());
         let has_consumers = self.consumes_from(group);
-        let Some(stream) = self.streams.get_mut(&group) else { return };
+        let Some(stream) = self.streams.get_mut(group) else { return };
         let Some((leader, _)) = stream.leader() else { return };
         if leader != me && !self.peers.is_reachable(leader) {
             return;
@@ -176,7 +176,7 @@ impl<R: EntryReader> Member<R> {
         if stream.begin_attach(has_consumers, now) {
             return self.send_or_take(leader, PeerMessage::Attach { group, boot });
         }
-        while let Some(batch) = self.streams.get_mut(&group).and_then(|stream| stream.next_batch(boot, now)) {
+        while let Some(batch) = self.streams.get_mut(group).and_then(|stream| stream.next_batch(boot, now)) {
             self.metrics.commands += batch.commands.len() as u64;
             if leader == me {
                 self.take_own_commands(group, &batch);
@@ -210,13 +210,15 @@ impl<R: EntryReader> Member<R> {
         if known.is_some_and(|(_, known)| *known > term) {
             return;
         }
-        self.leaderships.announced.insert(group, (leader, term));
+        if self.leaderships.announced.insert(group, (leader, term)) != Some((leader, term)) {
+            self.leader_announced();
+        }
         if group == GroupId::META {
             if self.meta_stream.led_by(leader, term) {
                 self.meta_dirty = true;
             }
             self.lease.hurry();
-        } else if self.streams.get_mut(&group).is_some_and(|stream| stream.led_by(leader, term)) {
+        } else if self.streams.get_mut(group).is_some_and(|stream| stream.led_by(leader, term)) {
             self.dirty_streams.insert(group);
         }
     }
@@ -227,7 +229,7 @@ impl<R: EntryReader> Member<R> {
             if self.meta_stream.leader().is_some_and(|(leader, _)| leader == from) {
                 self.meta_stream.detach();
             }
-        } else if let Some(stream) = self.streams.get_mut(&group)
+        } else if let Some(stream) = self.streams.get_mut(group)
             && stream.leader().is_some_and(|(leader, _)| leader == from)
         {
             stream.detach();
@@ -236,12 +238,15 @@ impl<R: EntryReader> Member<R> {
 
     /// Messages of this member may be lost: everything that it leads is asked anew.
     pub(crate) fn detach_from(&mut self, member: MemberId) {
-        for (group, stream) in &mut self.streams {
-            if stream.leader().is_some_and(|(leader, _)| leader == member) {
+        let dirty = &mut self.dirty_streams;
+        self.streams.wake(|group, stream| {
+            let concerned = stream.leader().is_some_and(|(leader, _)| leader == member);
+            if concerned {
                 stream.detach();
-                self.dirty_streams.insert(*group);
+                dirty.insert(group);
             }
-        }
+            concerned
+        });
         if self.meta_stream.leader().is_some_and(|(leader, _)| leader == member) {
             self.meta_stream.detach();
             self.meta_dirty = true;
@@ -257,7 +262,7 @@ impl<R: EntryReader> Member<R> {
                 self.meta_stream.attached(term, now);
                 self.meta_dirty = true;
             }
-        } else if let Some(stream) = self.streams.get_mut(&group)
+        } else if let Some(stream) = self.streams.get_mut(group)
             && stream.leader() == Some((from, term))
         {
             stream.attached(term, now);
@@ -268,14 +273,15 @@ impl<R: EntryReader> Member<R> {
     /// Asks again where an answer is overdue.
     pub(crate) fn tick_streams(&mut self) {
         let now = self.now;
-        for (group, stream) in &mut self.streams {
+        let (metrics, dirty) = (&mut self.metrics, &mut self.dirty_streams);
+        self.streams.visit_busy(|group, stream| {
             if stream.check_overdue(now) {
-                self.metrics.resent += 1;
+                metrics.resent += 1;
             }
             if stream.attachment() == Attachment::Detached || stream.offer_again(now) {
-                self.dirty_streams.insert(*group);
+                dirty.insert(group);
             }
-        }
+        });
         if self.meta_stream.check_overdue(now) || self.meta_stream.attachment() == Attachment::Detached {
             self.meta_dirty = true;
         }
@@ -289,13 +295,13 @@ impl<R: EntryReader> Member<R> {
         }
         match effect.effect {
             QueueEffect::Confirm { seq, .. } => {
-                let Some(stream) = self.streams.get_mut(&group) else { return };
+                let Some(stream) = self.streams.get_mut(group) else { return };
                 for tracked in stream.confirmed(seq, effect.copies, now) {
                     self.tracked_ended(tracked);
                 }
             }
             QueueEffect::SequenceGap { expected, .. } => {
-                let Some(stream) = self.streams.get_mut(&group) else { return };
+                let Some(stream) = self.streams.get_mut(group) else { return };
                 self.metrics.resent += 1;
                 if !stream.gap(expected, now) {
                     self.lost_stream(group, expected);
@@ -304,7 +310,7 @@ impl<R: EntryReader> Member<R> {
             }
             QueueEffect::Ended { .. } => self.declared_dead(),
             QueueEffect::Reply { seq, reply, .. } => {
-                let waiter = self.streams.get_mut(&group).and_then(|stream| stream.replied(seq, now));
+                let waiter = self.streams.get_mut(group).and_then(|stream| stream.replied(seq, now));
                 if let Some(waiter) = waiter {
                     self.answered(waiter, reply, effect.content);
                 }
@@ -355,7 +361,7 @@ impl<R: EntryReader> Member<R> {
     /// The group is gone with all its queues: publishes to it are as good as dropped, requests find nothing.
     pub(crate) fn end_stream(&mut self, group: GroupId) {
         self.leaderships.announced.remove(&group);
-        let Some(stream) = self.streams.remove(&group) else { return };
+        let Some(stream) = self.streams.remove(group) else { return };
         let (tracked, waiters) = stream.into_unfinished();
         for tracked in tracked {
             self.tracked_ended(tracked);
@@ -422,6 +428,6 @@ impl<R: EntryReader> Member<R> {
 
     /// Bytes of commands that groups have not taken in yet.
     pub(crate) fn retained_bytes(&self) -> usize {
-        self.streams.values().map(HomeStream::retained_bytes).sum()
+        self.streams.busy().map(|(_, stream)| stream.retained_bytes()).sum()
     }
 }

@@ -247,6 +247,18 @@ impl<C: Codec + Clone, P: Copy, W> HomeStream<C, P, W> {
         publishes
     }
 
+    /// True when nothing is owed either way, so that time changes nothing; what sending took is given back.
+    pub(crate) fn rest(&mut self) -> bool {
+        let rests = self.attachment == Attachment::Attached
+            && self.retained.is_empty()
+            && self.waiting.is_empty()
+            && self.uncopied.is_empty();
+        if rests {
+            (self.retained, self.uncopied) = (VecDeque::new(), VecDeque::new());
+        }
+        rests
+    }
+
     /// True while the group has publishes that too few disks have.
     pub(crate) fn waits_for_copies(&self) -> bool {
         !self.uncopied.is_empty()

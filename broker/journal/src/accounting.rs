@@ -237,7 +237,7 @@ impl GroupAccount {
     fn summary(&self) -> Summary {
         Summary {
             hard_state: self.hard_state,
-            mark: self.mark,
+            mark: self.mark.clone(),
             compacted: self.compacted,
             last: self.last,
             live_bodies: self.bodies.live.indexes(),
@@ -433,7 +433,7 @@ impl Accounting {
     }
 
     /// The checkpoint of the group that counts.
-    pub(crate) fn mark(&self, key: GroupKey) -> Option<Mark> {
-        self.groups.get(&key)?.mark
+    pub(crate) fn mark(&self, key: GroupKey) -> Option<&Mark> {
+        self.groups.get(&key)?.mark.as_ref()
     }
 }

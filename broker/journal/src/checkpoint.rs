@@ -1,20 +1,33 @@
-//! Checkpoint files: one state of one group's machine each, written aside, synced and renamed into place.
+//! Checkpoints: one state of one group's machine each. A large one is a file, written aside, synced and renamed into
+//! place; a small one, as of the many queues that are short, is part of the `Mark` record itself: thousands of groups
+//! are born, and checkpointed, with one sync, and are read back with the log.
 //!
 //! A file counts only once a `Mark` record that names it is durable; the others are removed at the next start.
 
 use crate::encoding::Cursor;
 use crate::filesystem::{FileSystem, StoredFile};
-use crate::record::{Mark, crc_around};
+use crate::record::{CheckpointPlace, Mark, crc_around};
 use crate::types::{Checkpoint, GroupKey, JournalError};
 use bytes::Bytes;
 
 const MAGIC: [u8; 8] = *b"HFCHKPNT";
 const HEADER_BYTES: usize = 68;
 
-pub(crate) fn checkpoint_name(key: GroupKey, mark: Mark) -> String {
+/// The file that holds the checkpoint; none if it is in the log.
+pub(crate) fn checkpoint_name(key: GroupKey, mark: &Mark) -> Option<String> {
+    let CheckpointPlace::File { sequence } = mark.place else { return None };
     let GroupKey { group, incarnation } = key;
     let (counter, nonce) = (incarnation.counter, incarnation.nonce);
-    format!("checkpoint-{group:016x}-{counter:08x}-{nonce:016x}-{:016x}-{:016x}.state", mark.index, mark.sequence)
+    Some(format!("checkpoint-{group:016x}-{counter:08x}-{nonce:016x}-{:016x}-{sequence:016x}.state", mark.index))
+}
+
+/// Where the checkpoint is to be: in the log if it has at most `small_bytes`, else in the file of this sequence.
+pub(crate) fn mark_for(key: GroupKey, checkpoint: &Checkpoint, sequence: u64, small_bytes: usize) -> Mark {
+    let place = match checkpoint.conf.len() + checkpoint.machine.len() <= small_bytes {
+        true => CheckpointPlace::Here(encode(key, checkpoint).into()),
+        false => CheckpointPlace::File { sequence },
+    };
+    Mark { index: checkpoint.index, place }
 }
 
 pub(crate) fn is_checkpoint_name(name: &str) -> bool {
@@ -24,12 +37,11 @@ pub(crate) fn is_checkpoint_name(name: &str) -> bool {
 /// Makes the file and its bytes durable, but not yet its name.
 pub(crate) fn store<F: FileSystem>(
     fs: &F,
+    name: &str,
     key: GroupKey,
-    mark: Mark,
     checkpoint: &Checkpoint,
 ) -> Result<(), JournalError> {
-    let name = checkpoint_name(key, mark);
-    replace_file(fs, &name, &encode(key, checkpoint))
+    replace_file(fs, name, &encode(key, checkpoint))
 }
 
 /// Writes aside, syncs and renames. The new name is durable after the caller's `sync_dir`.
@@ -41,9 +53,12 @@ pub(crate) fn replace_file<F: FileSystem>(fs: &F, name: &str, bytes: &[u8]) -> R
     fs.rename(&aside, name).map_err(|error| JournalError::io("rename", &aside, error))
 }
 
-/// None when the file is missing, damaged, or another group's.
-pub(crate) fn load<F: FileSystem>(fs: &F, key: GroupKey, mark: Mark) -> Option<Checkpoint> {
-    let bytes = read_file(fs, &checkpoint_name(key, mark))?;
+/// None when the file is missing, or what is there is damaged or another group's.
+pub(crate) fn load<F: FileSystem>(fs: &F, key: GroupKey, mark: &Mark) -> Option<Checkpoint> {
+    let bytes = match (&mark.place, checkpoint_name(key, mark)) {
+        (CheckpointPlace::Here(bytes), _) => bytes.clone(),
+        (_, name) => read_file(fs, &name?)?,
+    };
     let checkpoint = decode(key, bytes)?;
     (checkpoint.index == mark.index).then_some(checkpoint)
 }

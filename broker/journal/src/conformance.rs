@@ -159,9 +159,11 @@ pub fn test_key(group: u64) -> GroupKey {
     GroupKey { group, incarnation: Incarnation { counter: 1, nonce: group * 7 + 1 } }
 }
 
-/// Small segments, so that a test sees many.
+/// Small segments, so that a test sees many, and checkpoints in files under an odd nonce, in the log under an even one.
 pub fn small_config(nonce: u64) -> JournalConfig {
-    JournalConfig { segment_bytes: 16 << 10, block_bytes: 512, nonce, ..JournalConfig::default() }
+    let small_checkpoint_bytes = if nonce.is_multiple_of(2) { 1024 } else { 0 };
+    let segment_bytes = 16 << 10;
+    JournalConfig { segment_bytes, block_bytes: 512, nonce, small_checkpoint_bytes, ..JournalConfig::default() }
 }
 
 fn entry(group: u64, index: u64) -> Op {

@@ -28,7 +28,7 @@ pub(crate) enum Kind {
     Entry = 1,
     HardState = 2,
     Body = 3,
-    /// A checkpoint file counts from here on.
+    /// A checkpoint counts from here on.
     Mark = 4,
     Compact = 5,
     Dead = 6,
@@ -293,21 +293,40 @@ impl HardStatePayload {
     }
 }
 
-/// Payload of [`Kind::Mark`]: the checkpoint of the record's index is in the file that this sequence names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Payload of [`Kind::Mark`]: where the checkpoint of the record's index is. A number that no file has stands before one
+/// that is in the record itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Mark {
     pub index: u64,
-    pub sequence: u64,
+    pub place: CheckpointPlace,
+}
+
+/// Where a checkpoint is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum CheckpointPlace {
+    /// In a file that this names; never 0.
+    File { sequence: u64 },
+    /// Here, as [`crate::checkpoint::encode`] wrote it.
+    Here(Bytes),
 }
 
 impl Mark {
-    pub(crate) fn record(self, key: GroupKey, term: u64) -> Record {
-        let payload = Bytes::copy_from_slice(&self.sequence.to_le_bytes());
+    pub(crate) fn record(&self, key: GroupKey, term: u64) -> Record {
+        let payload = match &self.place {
+            CheckpointPlace::File { sequence } => Bytes::copy_from_slice(&sequence.to_le_bytes()),
+            CheckpointPlace::Here(bytes) => [&[0; 8], &bytes[..]].concat().into(),
+        };
         Record { kind: Kind::Mark, key, index: self.index, term, payload }
     }
 
     pub(crate) fn decode(record: &Record) -> Option<Self> {
-        Some(Self { index: record.index, sequence: Cursor(&record.payload).u64()? })
+        let mut cursor = Cursor(&record.payload);
+        let place = match cursor.u64()? {
+            // Copied, since the record may be part of a buffer that holds a whole segment.
+            0 => CheckpointPlace::Here(Bytes::copy_from_slice(cursor.0)),
+            sequence => CheckpointPlace::File { sequence },
+        };
+        Some(Self { index: record.index, place })
     }
 }
 
@@ -346,9 +365,16 @@ impl Summary {
                 put_varint(&mut payload, number);
             }
         }
-        if let Some(mark) = self.mark {
+        if let Some(mark) = &self.mark {
             put_varint(&mut payload, mark.index);
-            put_varint(&mut payload, mark.sequence);
+            match &mark.place {
+                CheckpointPlace::File { sequence } => put_varint(&mut payload, *sequence),
+                CheckpointPlace::Here(bytes) => {
+                    put_varint(&mut payload, 0);
+                    put_varint(&mut payload, bytes.len() as u64);
+                    payload.extend_from_slice(bytes);
+                }
+            }
         }
         put_indexes(&mut payload, self.live_bodies.iter());
         Record { kind: Kind::Summary, key, index: self.compacted, term: self.last, payload: payload.into() }
@@ -363,7 +389,15 @@ impl Summary {
         }
         let mut mark = None;
         if flags & 2 != 0 {
-            mark = Some(Mark { index: cursor.varint()?, sequence: cursor.varint()? });
+            let index = cursor.varint()?;
+            let place = match cursor.varint()? {
+                0 => {
+                    let bytes = usize::try_from(cursor.varint()?).ok()?;
+                    CheckpointPlace::Here(Bytes::copy_from_slice(cursor.bytes(bytes)?))
+                }
+                sequence => CheckpointPlace::File { sequence },
+            };
+            mark = Some(Mark { index, place });
         }
         let live_bodies = cursor.indexes()?;
         Some(Self { hard_state, mark, compacted: record.index, last: record.term, live_bodies })

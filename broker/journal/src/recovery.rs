@@ -172,10 +172,8 @@ impl<F: FileSystem> Recovery<F> {
                 records.push(corrupt_record(group.key, corruption));
             }
         }
-        let marks: BTreeSet<String> = groups
-            .iter()
-            .filter_map(|group| Some(checkpoint_name(group.key, self.accounting.mark(group.key)?)))
-            .collect();
+        let marks: BTreeSet<String> =
+            groups.iter().filter_map(|group| checkpoint_name(group.key, self.accounting.mark(group.key)?)).collect();
         let reader = JournalReader::new(std::mem::take(&mut self.segments));
         let mut journal = Journal::resume(Resume {
             fs: self.fs.clone(),

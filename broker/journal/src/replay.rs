@@ -97,7 +97,7 @@ impl ReplayGroup {
 
     fn summary(&mut self, summary: &Summary) {
         self.hard_state = summary.hard_state;
-        self.mark = summary.mark;
+        self.mark.clone_from(&summary.mark);
         self.log.truncate(summary.last.saturating_add(1));
         self.bodies.keep_up_to(u64::MAX - 1, &summary.live_bodies);
         self.compact(summary.compacted, &summary.live_bodies);
@@ -130,7 +130,7 @@ impl ReplayGroup {
             let corruption = self.suspect("entries or bodies in damaged blocks");
             corruption.missing = missing;
         }
-        let checkpoint = self.mark.and_then(|mark| checkpoint::load(fs, key, mark));
+        let checkpoint = self.mark.as_ref().and_then(|mark| checkpoint::load(fs, key, mark));
         let reaches = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.index) >= self.compacted;
         if (self.mark.is_some() && checkpoint.is_none()) || !reaches {
             self.suspect("its checkpoint is missing or damaged").checkpoint = true;

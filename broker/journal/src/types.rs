@@ -283,11 +283,21 @@ pub struct JournalConfig {
     pub low_space_bytes: u64,
     /// Kept in a file of its own, for the time when the disk is full; 0 for none. It should hold a segment or two.
     pub reserve_bytes: u64,
+    /// A checkpoint of at most so many bytes is kept in the log and not in a file of its own. It is in memory too, and is
+    /// written again whenever its segment goes.
+    pub small_checkpoint_bytes: usize,
 }
 
 impl Default for JournalConfig {
     fn default() -> Self {
-        Self { segment_bytes: 64 << 20, block_bytes: 4096, nonce: 0, low_space_bytes: 0, reserve_bytes: 0 }
+        Self {
+            segment_bytes: 64 << 20,
+            block_bytes: 4096,
+            nonce: 0,
+            low_space_bytes: 0,
+            reserve_bytes: 0,
+            small_checkpoint_bytes: 1024,
+        }
     }
 }
 

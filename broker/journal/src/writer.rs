@@ -78,7 +78,8 @@ pub(crate) struct Resume<F: FileSystem> {
 #[derive(Default)]
 struct Plan {
     records: Vec<Record>,
-    checkpoints: Vec<(GroupKey, Mark, Checkpoint)>,
+    /// Those that become files, and the files' names.
+    checkpoints: Vec<(String, GroupKey, Checkpoint)>,
     identity: Option<Bytes>,
     /// Checkpoint files that no longer count afterwards.
     superseded: Vec<String>,
@@ -166,19 +167,19 @@ impl<F: FileSystem> Journal<F> {
             if let Some(key) = op.key()
                 && matches!(op, Op::Checkpoint { .. } | Op::Destroy { .. })
             {
-                let old = marks.remove(&key).or_else(|| self.accounting.mark(key));
-                plan.superseded.extend(old.map(|mark| checkpoint_name(key, mark)));
+                let old = marks.remove(&key).or_else(|| self.accounting.mark(key).cloned());
+                plan.superseded.extend(old.and_then(|mark| checkpoint_name(key, &mark)));
             }
             match op {
                 Op::Checkpoint { key, index, term, conf, machine } => {
                     // Several in one call have several names.
                     let sequence = (self.next_sequence << 16) + plan.checkpoints.len() as u64;
-                    let mark = Mark { index: *index, sequence };
-                    marks.insert(*key, mark);
                     let checkpoint =
                         Checkpoint { index: *index, term: *term, conf: conf.clone(), machine: machine.clone() };
-                    plan.checkpoints.push((*key, mark, checkpoint));
+                    let mark = checkpoint::mark_for(*key, &checkpoint, sequence, self.config.small_checkpoint_bytes);
                     plan.records.push(mark.record(*key, *term));
+                    plan.checkpoints.extend(checkpoint_name(*key, &mark).map(|name| (name, *key, checkpoint)));
+                    marks.insert(*key, mark);
                 }
                 Op::Identity(bytes) => plan.identity = Some(bytes.clone()),
                 _ => plan.records.extend(record_of(op)),
@@ -192,8 +193,8 @@ impl<F: FileSystem> Journal<F> {
     }
 
     fn carry_out(&mut self, mut plan: Plan) -> Result<Vec<Location>, JournalError> {
-        for (key, mark, checkpoint) in &plan.checkpoints {
-            checkpoint::store(&self.fs, *key, *mark, checkpoint)?;
+        for (name, key, checkpoint) in &plan.checkpoints {
+            checkpoint::store(&self.fs, name, *key, checkpoint)?;
         }
         if !plan.checkpoints.is_empty() {
             self.sync_dir()?;

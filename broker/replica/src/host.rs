@@ -106,6 +106,22 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
         self.replicas.keys().copied()
     }
 
+    /// How many groups are here.
+    pub fn group_count(&self) -> usize {
+        self.replicas.len()
+    }
+
+    /// Groups whose replica here takes no part, ascending.
+    pub fn quarantined_groups(&self) -> impl Iterator<Item = GroupId> + '_ {
+        let quarantined = |replica: &Replica<M, R>| matches!(replica, Replica::Quarantined { .. });
+        self.replicas.iter().filter(move |(_, replica)| quarantined(replica)).map(|(id, _)| *id)
+    }
+
+    /// True if there is a replica here that is not quarantined.
+    pub fn is_present(&self, group: GroupId) -> bool {
+        matches!(self.replicas.get(&group), Some(Replica::Running(_) | Replica::Forming(_)))
+    }
+
     /// The life of the group that is here.
     pub fn key(&self, group: GroupId) -> Option<GroupKey> {
         self.replicas.get(&group).map(Replica::key)

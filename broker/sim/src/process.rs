@@ -138,9 +138,12 @@ impl Process {
         mutation: Option<Mutation>,
         tell: bool,
     ) -> Result<Vec<Op>, String> {
+        let nonce = rng.draw();
         let config = JournalConfig {
             segment_bytes: self.segment_bytes,
-            nonce: rng.draw(),
+            nonce,
+            // The histories are short: with the true limit hardly any checkpoint would be a file.
+            small_checkpoint_bytes: if nonce.is_multiple_of(2) { 1024 } else { 0 },
             low_space_bytes: 4 * self.segment_bytes,
             reserve_bytes: 2 * self.segment_bytes,
             ..JournalConfig::default()

@@ -54,6 +54,11 @@ impl MetaMachine {
         self.queues.iter().map(|(id, queue)| (*id, queue))
     }
 
+    /// How many queues there are.
+    pub fn queue_count(&self) -> usize {
+        self.queues.len()
+    }
+
     /// A queue by name, for a session that wants to use it: passive declare, consume, get, bind, purge, delete.
     ///
     /// # Errors

@@ -61,8 +61,16 @@ impl Node {
 
     /// Starts on what the disk holds. Groups that the disk does not know yet are born, as metadata would have it.
     pub fn start(&mut self, now: Instant, groups: &[GroupKey], rng: &mut Rng) -> Result<(), String> {
-        let config =
-            JournalConfig { segment_bytes: 64 << 10, block_bytes: 512, nonce: rng.draw(), ..JournalConfig::default() };
+        let nonce = rng.draw();
+        let small_checkpoint_bytes = if nonce.is_multiple_of(2) { 1024 } else { 0 };
+        let segment_bytes = 64 << 10;
+        let config = JournalConfig {
+            segment_bytes,
+            block_bytes: 512,
+            nonce,
+            small_checkpoint_bytes,
+            ..JournalConfig::default()
+        };
         let opened = Journal::open(self.disk.clone(), config);
         let (journal, recovered) = opened.map_err(|error| format!("m{}: {error}", self.index))?;
         let me = MemberId(self.index as u64 + 1);

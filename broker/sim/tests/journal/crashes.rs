@@ -45,10 +45,10 @@ fn run(seed: u64) {
         if rng.chance(25) {
             // The process dies while it recovers; a later start must find the same.
             disk.die_after(rng.range(0, 12));
-            drop(Journal::open(disk.clone(), small_config(seed * 1_000 + life * 2 + 1)));
+            drop(Journal::open(disk.clone(), small_config(seed * 1_000 + life * 5 + 1)));
             crash(&disk, &mut rng);
         }
-        let opened = Journal::open(disk.clone(), small_config(seed * 1_000 + life * 2));
+        let opened = Journal::open(disk.clone(), small_config(seed * 1_000 + life * 5));
         let (mut journal, recovered) = opened.unwrap_or_else(|error| panic!("seed {seed}, life {life}: {error}"));
         let reader = journal.reader();
         let compared: Vec<_> = possible.iter().map(|model| recovered_equals(&recovered, model, &reader)).collect();
