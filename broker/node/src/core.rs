@@ -159,6 +159,10 @@ impl<R: EntryReader> Core<R> {
     /// Keeps the way back of a new connection, and turns an arrival into the member's input.
     fn admit(&mut self, arrival: Arrival) -> Input {
         match arrival {
+            Arrival::Written { report, at } => {
+                self.doors.metrics.journal_report_seconds.observe(at.elapsed().as_secs_f64());
+                Input::Written(report)
+            }
             Arrival::Client { conn, peer, plain_port, handle } => {
                 self.clients.insert(conn, Client { handle, pending: Vec::new() });
                 Input::ClientConnected { conn, peer, tls_subject: None, plain_port }

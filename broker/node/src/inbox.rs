@@ -5,9 +5,11 @@
 //! bytes; a sender waits for both, which is how a busy core stops reading sockets.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use holdfast_engine::admin::{AdminError, AdminReply, AdminRequest};
 use holdfast_engine::{ConnId, Input, LinkId, LinkOrigin};
+use holdfast_journal::Written;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::clients::ClientHandle;
@@ -26,6 +28,8 @@ const UNIT_BYTES: usize = 1024;
 pub enum Arrival {
     /// An input, as it is.
     Input(Input),
+    /// What the journal has written, and since when it is durable.
+    Written { report: Written, at: Instant },
     /// A client connection and the way back to it.
     Client { conn: ConnId, peer: String, plain_port: bool, handle: ClientHandle },
     /// A link and the way back to it.

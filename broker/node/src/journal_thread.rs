@@ -30,7 +30,7 @@ const FIRST_SCRUB: Duration = Duration::from_secs(3600);
 
 /// What the journal's thread waits for.
 enum Work {
-    Write(Batch, u64),
+    Write(Batch, u64, Instant),
     /// A chore is done; its outcome is in a channel of its own.
     ChoreDone,
     /// Nothing comes after this.
@@ -49,7 +49,7 @@ impl JournalHandle {
         let bytes = size_bytes(&batch);
         self.metrics.journal_backlog_bytes.fetch_add(bytes, Ordering::Relaxed);
         // The thread is gone only when the journal failed, and then the process is about to end.
-        let _ = self.queue.send(Work::Write(batch, bytes));
+        let _ = self.queue.send(Work::Write(batch, bytes, Instant::now()));
     }
 
     /// Bytes handed over and not yet durable.
@@ -124,7 +124,7 @@ impl<F: FileSystem> Writer<F> {
     fn work(mut self, work: &Receiver<Work>) -> Result<(), JournalError> {
         let mut together = Vec::new();
         loop {
-            let (mut bytes, mut ends) = (0, false);
+            let (mut bytes, mut ends, mut waiting_since) = (0, false, None);
             let patience = if self.journal.has_work() { GRANT_EVERY } else { IDLE };
             let mut next = match work.recv_timeout(patience) {
                 Ok(first) => Some(first),
@@ -133,7 +133,8 @@ impl<F: FileSystem> Writer<F> {
             };
             while let Some(one) = next.take() {
                 match one {
-                    Work::Write(batch, more) => {
+                    Work::Write(batch, more, since) => {
+                        waiting_since.get_or_insert(since);
                         together.push(batch);
                         bytes += more;
                     }
@@ -144,9 +145,17 @@ impl<F: FileSystem> Writer<F> {
                     next = work.try_recv().ok();
                 }
             }
-            if !self.write(&mut together, bytes)? || ends || !self.keep_up()? {
+            if let Some(since) = waiting_since {
+                self.metrics.journal_wait_seconds.observe(since.elapsed().as_secs_f64());
+            }
+            if !self.write(&mut together, bytes)? || ends {
                 return Ok(());
             }
+            let began = Instant::now();
+            if !self.keep_up()? {
+                return Ok(());
+            }
+            self.metrics.journal_upkeep_seconds.observe(began.elapsed().as_secs_f64());
         }
     }
 
@@ -161,8 +170,9 @@ impl<F: FileSystem> Writer<F> {
         self.metrics.sync_batches.observe(together.len() as f64);
         self.metrics.journal_backlog_bytes.fetch_sub(bytes, Ordering::Relaxed);
         together.clear();
+        let at = Instant::now();
         let mut reports = written.into_iter();
-        Ok(reports.all(|report| self.inbox.send_blocking(Arrival::Input(Input::Written(report))).is_ok()))
+        Ok(reports.all(|report| self.inbox.send_blocking(Arrival::Written { report, at }).is_ok()))
     }
 
     /// False when the core has ended.

@@ -26,6 +26,7 @@ pub mod journal_command;
 pub mod journal_thread;
 pub mod listen;
 pub mod logging;
+pub mod measured_files;
 pub mod memory;
 pub mod metrics;
 pub mod outgoing;

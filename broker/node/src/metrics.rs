@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::measured_files::DiskMeter;
 use holdfast_engine::Metrics;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text::encode};
@@ -21,6 +22,14 @@ pub struct NodeMetrics {
     pub sync_seconds: Histogram,
     /// Batches that one sync made durable.
     pub sync_batches: Histogram,
+    /// From the core's handing a batch over to the begin of its write, seconds.
+    pub journal_wait_seconds: Histogram,
+    /// What the journal's thread does between two writes, seconds.
+    pub journal_upkeep_seconds: Histogram,
+    /// From the end of a write to the round in which the core takes the report, seconds.
+    pub journal_report_seconds: Histogram,
+    /// What the disk is asked for, by the journal's thread and by its chores.
+    pub disk: DiskMeter,
     /// Handling all waiting inputs and their outputs once, seconds.
     pub round_seconds: Histogram,
     /// Bytes handed to the journal thread and not yet durable.
@@ -43,6 +52,10 @@ impl NodeMetrics {
             connections_closed: Counter::default(),
             sync_seconds: Histogram::new(exponential_buckets(0.000_05, 2.0, 17)),
             sync_batches: Histogram::new(exponential_buckets(1.0, 2.0, 8)),
+            journal_wait_seconds: Histogram::new(exponential_buckets(0.000_05, 2.0, 17)),
+            journal_upkeep_seconds: Histogram::new(exponential_buckets(0.000_05, 2.0, 17)),
+            journal_report_seconds: Histogram::new(exponential_buckets(0.000_05, 2.0, 17)),
+            disk: DiskMeter::default(),
             round_seconds: Histogram::new(exponential_buckets(0.000_01, 4.0, 10)),
             journal_backlog_bytes: AtomicU64::new(0),
             last_round_ms: AtomicU64::new(0),
@@ -64,18 +77,24 @@ pub fn render(metrics: &Arc<NodeMetrics>, disk_free_bytes: u64) -> Result<String
     let m = metrics;
     registry.register("rabbitmq_connections_opened", "Connections opened", m.connections_opened.clone());
     registry.register("rabbitmq_connections_closed", "Connections closed", m.connections_closed.clone());
-    registry.register_with_unit(
-        "holdfast_journal_sync",
-        "One write and fdatasync of everything that had arrived",
-        Unit::Seconds,
-        m.sync_seconds.clone(),
-    );
+    let times = [
+        ("holdfast_journal_wait", "From handing a batch over to the begin of its write", &m.journal_wait_seconds),
+        ("holdfast_journal_sync", "One write and fdatasync of everything that had arrived", &m.sync_seconds),
+        ("holdfast_journal_report", "From the end of a write until the core hears of it", &m.journal_report_seconds),
+        ("holdfast_journal_upkeep", "What the journal does between two writes", &m.journal_upkeep_seconds),
+        ("holdfast_core_round", "Handling all waiting inputs and their outputs once", &m.round_seconds),
+        ("holdfast_disk_sync", "Each fdatasync of a file, of the log and all others", &m.disk.sync_seconds),
+        ("holdfast_disk_directory_sync", "Each fsync of the data directory", &m.disk.directory_sync_seconds),
+    ];
+    for (name, help, histogram) in times {
+        registry.register_with_unit(name, help, Unit::Seconds, histogram.clone());
+    }
     registry.register("holdfast_journal_sync_batches", "Batches made durable by one sync", m.sync_batches.clone());
     registry.register_with_unit(
-        "holdfast_core_round",
-        "Handling all waiting inputs and their outputs once",
-        Unit::Seconds,
-        m.round_seconds.clone(),
+        "holdfast_disk_written",
+        "Handed to the operating system for files of the journal",
+        Unit::Bytes,
+        m.disk.written_bytes.clone(),
     );
     let journal_backlog_bytes = m.journal_backlog_bytes.load(Ordering::Relaxed);
     let ready = m.ready.load(Ordering::Relaxed);

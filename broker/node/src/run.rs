@@ -25,6 +25,7 @@ use crate::http_server;
 use crate::inbox::{Arrival, Inbox, Lanes};
 use crate::journal_thread;
 use crate::listen::listen;
+use crate::measured_files::{DiskMeter, MeasuredFiles};
 use crate::memory;
 use crate::metrics::NodeMetrics;
 use crate::passwords::Passwords;
@@ -59,12 +60,13 @@ pub fn run(config: &Config) -> Result<(), Failure> {
         let _entered = runtime.enter();
         Listeners::bind(config)?
     };
-    let (journal, recovered) = open_journal(&data_dir, config)?;
+    let metrics = NodeMetrics::new();
+    let (journal, recovered) = open_journal(&data_dir, config, metrics.disk.clone())?;
     for finding in &recovered.findings {
         tracing::warn!("journal: {finding}");
     }
     refuse_other_cluster(&data_dir, config, &recovered)?;
-    let process = Process { config, data_dir: &data_dir, certificates: &certificates, runtime: &runtime };
+    let process = Process { config, data_dir: &data_dir, certificates: &certificates, runtime: &runtime, metrics };
     let ended = process.work(listeners, journal, recovered)?;
     runtime.shutdown_timeout(LAST_BYTES);
     match ended.clean {
@@ -110,9 +112,9 @@ fn disk_free_limit_bytes(config: &Config) -> u64 {
     limits.disk_free_limit_bytes.unwrap_or(LOW_SPACE_SEGMENTS * (limits.journal_segment_mib << 20))
 }
 
-type OpenJournal = Journal<RealFileSystem>;
+type OpenJournal = Journal<MeasuredFiles>;
 
-fn open_journal(data_dir: &DataDir, config: &Config) -> Result<(OpenJournal, Recovered), Failure> {
+fn open_journal(data_dir: &DataDir, config: &Config, meter: DiskMeter) -> Result<(OpenJournal, Recovered), Failure> {
     let path = data_dir.journal();
     let trouble = |kind, error: &dyn std::fmt::Display, remedy: &str| {
         let problem = format!("the data directory {} cannot be used: {error}", data_dir.path().display());
@@ -129,7 +131,7 @@ fn open_journal(data_dir: &DataDir, config: &Config) -> Result<(OpenJournal, Rec
         reserve_bytes: RESERVE_SEGMENTS * segment_bytes,
         ..JournalConfig::default()
     };
-    Journal::open(files, layout).map_err(|error| match error {
+    Journal::open(MeasuredFiles::new(files, meter), layout).map_err(|error| match error {
         JournalError::IdentityDamaged | JournalError::LogMissing => trouble(
             ExitKind::Data,
             &error,
@@ -170,11 +172,12 @@ struct Process<'a> {
     data_dir: &'a DataDir,
     certificates: &'a Certificates,
     runtime: &'a Runtime,
+    metrics: Arc<NodeMetrics>,
 }
 
 impl Process<'_> {
     fn work(&self, listeners: Listeners, journal: OpenJournal, recovered: Recovered) -> Result<Ended, Failure> {
-        let (clock, metrics) = (Clock::start(), NodeMetrics::new());
+        let (clock, metrics) = (Clock::start(), self.metrics.clone());
         metrics.disk_free_limit_bytes.store(disk_free_limit_bytes(self.config), Ordering::Relaxed);
         let (inbox, lanes) = Inbox::new();
         let reader = journal.reader();
