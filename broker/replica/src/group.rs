@@ -31,7 +31,7 @@ pub(crate) struct Leadership {
 /// A replica that takes part. Its invariants:
 /// - `applied` is what the machine has taken in; raft-rs' own mark follows it, and lags only while a snapshot is written
 ///   and where a follower of group 0 is ahead of its disk;
-/// - what leaves in the name of a term leaves after that term and vote are durable;
+/// - what leaves in the name of a term leaves after that term and vote are durable, but for answers to heartbeats;
 /// - nothing that a Ready hands out "after persisting" leaves before its batch and all earlier ones are reported written.
 pub(crate) struct Group<M: Machine, R: EntryReader> {
     pub key: GroupKey,

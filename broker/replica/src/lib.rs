@@ -20,7 +20,8 @@
 //! | `compaction`, `snapshot_send`, `snapshot_receive` | checkpoints, and Raft snapshots beside Raft |
 //!
 //! Invariants:
-//! - A vote or an answer leaves only after the write that it speaks of, and all before it, are reported durable.
+//! - A vote or an answer leaves only after the write that it speaks of, and all before it, are reported durable; an answer
+//!   to a heartbeat speaks of none.
 //! - A leader does not count itself before its own write is durable, and does not speak in a term whose vote is not.
 //! - An entry is applied only when it is committed and durable here; on a follower of group 0, when it is committed.
 //! - The hard state is in the same batch as the entries that came with it.

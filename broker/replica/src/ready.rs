@@ -115,10 +115,10 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         mut messages: Vec<Message>,
         cx: &mut Context<M::Effect>,
     ) {
-        // An answer to a heartbeat promises nothing but the term; a slow disk must not make it look like a dead member.
-        let (term, _) = self.durable_vote;
-        let early =
-            |message: &mut Message| message.get_msg_type() == MessageType::MsgHeartbeatResponse && message.term == term;
+        // An answer to a heartbeat promises nothing: a slow disk must not make it look like a dead member, and what a new
+        // leader is to send next it sends after such an answer. Even its term may be forgotten: it says that another one
+        // leads in it, whom a majority elected that has it on disk.
+        let early = |message: &mut Message| message.get_msg_type() == MessageType::MsgHeartbeatResponse;
         for message in messages.extract_if(.., early).collect::<Vec<_>>() {
             self.send_message(message, cx);
         }

@@ -475,7 +475,7 @@ fn memory(rng: &mut Rng, draft: &mut Draft) {
     draft.clients.push(consumer("orders", u16::MAX));
     for at in times(rng, draft, 6 * SECOND_US) {
         let who = if rng.chance(50) { LEADER } else { Who::Member(rng.index(MEMBERS)) };
-        let for_us = rng.range(SECOND_US, 4 * SECOND_US);
+        let for_us = rng.range(SECOND_US, 4 * SECOND_US).min(draft.faults_us - at);
         draft.at(at, Strike::Memory { who, for_us });
         if rng.chance(50) {
             let power_loss = rng.chance(30);
