@@ -14,6 +14,8 @@ use crate::failure::{ExitKind, Failure};
 const LOCK: &str = "LOCK";
 /// Says that the directory is ours, and in which layout.
 const MARKER: &str = "HOLDFAST";
+/// The marker before it is whole and durable; left behind only by a first start that was cut short.
+const FRESH_MARKER: &str = "HOLDFAST.new";
 const MARKER_TEXT: &str = "Holdfast data directory, layout 1. Do not change or remove files in it.\n";
 
 /// An exclusively locked data directory. The lock goes with the process, however it ends.
@@ -42,11 +44,7 @@ impl DataDir {
             lock.set_len(0)?;
             lock.rewind()?;
             write!(lock, "{}", std::process::id())?;
-            let marker = path.join(MARKER);
-            if !marker.exists() {
-                std::fs::write(&marker, MARKER_TEXT)?;
-            }
-            Ok(())
+            mark(path)
         };
         note(&mut lock).map_err(|error| unusable(path, "written", &error))?;
         Ok(Self { path: path.to_path_buf(), _lock: lock })
@@ -73,6 +71,20 @@ impl DataDir {
     pub fn journal(&self) -> PathBuf {
         self.path.join("journal")
     }
+}
+
+/// Puts the marker there, whole and durable before anything else is: a power loss must not leave a directory with data
+/// whose marker is empty or gone, which every later start would refuse.
+fn mark(path: &Path) -> std::io::Result<()> {
+    let (marker, fresh) = (path.join(MARKER), path.join(FRESH_MARKER));
+    if !marker.exists() {
+        let mut file = File::create(&fresh)?;
+        file.write_all(MARKER_TEXT.as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(&fresh, &marker)?;
+    }
+    // Also when it was there: the start that made it may have ended before this.
+    File::open(path)?.sync_all()
 }
 
 fn unusable(path: &Path, verb: &str, error: &std::io::Error) -> Failure {
@@ -105,7 +117,7 @@ fn refuse_foreign(path: &Path) -> Result<(), Failure> {
     let stranger = entries
         .filter_map(|entry| entry.ok())
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .find(|name| name != LOCK && name != "lost+found");
+        .find(|name| ![LOCK, FRESH_MARKER, "lost+found"].contains(&name.as_str()));
     match stranger {
         None => Ok(()),
         Some(name) => Err(Failure::new(
@@ -173,6 +185,17 @@ mod tests {
         let failure = DataDir::open(dir.path(), Duration::ZERO).unwrap_err();
         assert!(failure.problem.contains("thesis.txt"), "{failure}");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_first_start_that_was_cut_short_is_done_again() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(LOCK), "").unwrap();
+        std::fs::write(dir.path().join(FRESH_MARKER), &MARKER_TEXT[..9]).unwrap();
+        drop(DataDir::open(dir.path(), Duration::ZERO).unwrap());
+        assert_eq!(std::fs::read_to_string(dir.path().join(MARKER)).unwrap(), MARKER_TEXT);
+        assert!(!dir.path().join(FRESH_MARKER).exists());
+        DataDir::open_existing(dir.path(), Duration::ZERO).unwrap();
     }
 
     #[test]
