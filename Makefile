@@ -15,10 +15,12 @@ E2E := target/debug/holdfast-e2e
 E2E_IMAGES = --broker-image "$$(cat $(IMAGES)/broker.name)" --operator-image "$$(cat $(IMAGES)/operator.name)"
 SEEDS ?= 200
 CASE ?=
+FAULT ?=
+RUNS ?= 1
 STRIKES ?= 20
 
 # The crates whose tests start neither processes nor clusters.
-PURE := holdfast-wire holdfast-session holdfast-queue holdfast-journal holdfast-replica holdfast-engine holdfast-sim holdfast-e2e
+PURE := holdfast-wire holdfast-session holdfast-queue holdfast-journal holdfast-replica holdfast-engine holdfast-sim holdfast-e2e holdfast-drill
 
 .PHONY: help
 help: ## list the commands
@@ -113,6 +115,11 @@ demo: install cluster-images
 	cargo build --locked -p holdfast-e2e
 	$(CLUSTER_TOOL) exec -- $(E2E) $(E2E_IMAGES) demo
 endif
+
+.PHONY: drill
+drill: ## the fault list against real processes (as root): all, or FAULT=n, RUNS=k times each; FAULT=list lists them
+	$(RELEASE) -p holdfast-node -p holdfast-drill
+	$(BIN)/holdfast-drill --broker $(BIN)/holdfast-broker --runs $(RUNS) $(if $(filter list,$(FAULT)),--list,$(FAULT))
 
 .PHONY: bench
 bench: build ## PerfTest against three broker processes; prints rates and latencies

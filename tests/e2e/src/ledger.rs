@@ -1,5 +1,6 @@
 //! The outside ledger ([`holdfast_sim::ledger`]), shared between the tasks of a real run and with the times of confirms.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,8 @@ pub use holdfast_sim::ledger::{MessageId, Verdict, encode_body};
 struct State {
     ledger: holdfast_sim::ledger::Ledger,
     confirms: Vec<(Instant, u32)>,
+    first_sent: BTreeMap<MessageId, Instant>,
+    latencies: Vec<(Instant, MessageId, Duration)>,
 }
 
 /// A ledger shared by all producers and consumers of one queue.
@@ -24,14 +27,20 @@ impl Ledger {
 
     /// The message is about to be written to a socket.
     pub fn sent(&self, id: MessageId) {
-        self.lock().ledger.sent(id);
+        let mut state = self.lock();
+        state.ledger.sent(id);
+        state.first_sent.entry(id).or_insert_with(Instant::now);
     }
 
     /// Its confirm was read.
     pub fn confirmed(&self, id: MessageId) {
         let mut state = self.lock();
         state.ledger.confirmed(id);
-        state.confirms.push((Instant::now(), id.producer));
+        let now = Instant::now();
+        state.confirms.push((now, id.producer));
+        if let Some(sent) = state.first_sent.remove(&id) {
+            state.latencies.push((now, id, now - sent));
+        }
     }
 
     /// The broker refused it with a nack.
@@ -80,6 +89,43 @@ impl Ledger {
         producers.iter().map(gap_of).max().unwrap_or_default()
     }
 
+    /// When the first confirm after `from` of any of `producers` was read.
+    #[must_use]
+    pub fn first_confirm_after(&self, from: Instant, producers: &[u32]) -> Option<Instant> {
+        // They are in the order of their times: read from the end back.
+        let state = self.lock();
+        let after = state.confirms.iter().rev().take_while(|(at, _)| *at > from);
+        after.filter(|(_, producer)| producers.contains(producer)).last().map(|(at, _)| *at)
+    }
+
+    /// Confirms that were read in this time.
+    #[must_use]
+    pub fn confirms_between(&self, from: Instant, to: Instant) -> usize {
+        self.lock().confirms.iter().filter(|(at, _)| *at > from && *at <= to).count()
+    }
+
+    /// Messages that were confirmed before `at` and that no consumer has received yet.
+    #[must_use]
+    pub fn undelivered_since(&self, at: Instant) -> Vec<MessageId> {
+        let state = self.lock();
+        let before = state.latencies.iter().take_while(|(confirmed, ..)| *confirmed < at).map(|(_, id, _)| *id);
+        before.filter(|id| !state.ledger.was_delivered(*id)).collect()
+    }
+
+    /// From the first sending to the confirm, of what these producers had confirmed in this time: the latency that
+    /// `percent` of the messages did not exceed. `None` when nothing was confirmed.
+    #[must_use]
+    pub fn confirm_latency(&self, from: Instant, to: Instant, producers: &[u32], percent: usize) -> Option<Duration> {
+        let state = self.lock();
+        let within =
+            state.latencies.iter().filter(|(at, id, _)| *at > from && *at <= to && producers.contains(&id.producer));
+        let mut latencies: Vec<Duration> = within.map(|(_, _, latency)| *latency).collect();
+        drop(state);
+        latencies.sort_unstable();
+        let rank = (latencies.len() * percent).div_ceil(100).max(1) - 1;
+        latencies.get(rank).copied()
+    }
+
     /// The verdict, to be asked when the queue has been drained.
     #[must_use]
     pub fn verdict(&self) -> Verdict {
@@ -103,6 +149,30 @@ mod tests {
         let from = Instant::now() - Duration::from_secs(5);
         let gap = ledger.longest_confirm_gap(from, Duration::from_secs(2), &[1]);
         assert_eq!(gap, Duration::from_secs(2));
+    }
+
+    #[test]
+    fn latency_counts_from_the_first_sending_and_the_first_confirm_after_an_instant_is_found() {
+        let ledger = Ledger::default();
+        let from = Instant::now();
+        assert_eq!(ledger.confirm_latency(from, from + Duration::from_secs(1), &[1], 99), None);
+        for number in 1..=3 {
+            let id = MessageId { producer: 1, number };
+            ledger.sent(id);
+            ledger.sent(id);
+            ledger.confirmed(id);
+        }
+        let to = Instant::now();
+        assert_eq!(ledger.confirms_between(from, to), 3);
+        assert!(ledger.confirm_latency(from, to, &[1], 99).is_some_and(|latency| latency <= to - from));
+        let first = ledger.first_confirm_after(from, &[1]).expect("a confirm");
+        assert!(first > from && ledger.first_confirm_after(first, &[1, 2]) > Some(first));
+        assert_eq!(ledger.first_confirm_after(from, &[2]), None);
+        assert_eq!(ledger.first_confirm_after(to, &[1]), None);
+        let id = |number| MessageId { producer: 1, number };
+        ledger.delivered(0, &encode_body(id(2), 32), false);
+        assert_eq!(ledger.undelivered_since(to), [id(1), id(3)]);
+        assert_eq!(ledger.undelivered_since(from), []);
     }
 
     #[test]

@@ -34,6 +34,7 @@ const IDLE_SYNC: Duration = Duration::from_millis(200);
 pub struct Whereabouts {
     connected: Mutex<BTreeMap<u32, String>>,
     homeward: AtomicU64,
+    ending: AtomicBool,
 }
 
 impl Whereabouts {
@@ -53,6 +54,11 @@ impl Whereabouts {
     /// Sends every producer that lost its preferred member back to it: it settles what is on its way, then moves.
     pub fn send_home(&self) {
         self.homeward.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Tells every producer to send nothing new: it ends when what is on its way is confirmed.
+    pub fn send_no_more(&self) {
+        self.ending.store(true, Ordering::Relaxed);
     }
 }
 
@@ -196,7 +202,9 @@ impl Producer {
             let number = match to_send.front() {
                 None if moving => None,
                 Some(number) => Some(*number),
-                None if progress.next <= self.total => Some(progress.next),
+                None if progress.next <= self.total && !self.whereabouts.ending.load(Ordering::Relaxed) => {
+                    Some(progress.next)
+                }
                 None => None,
             };
             let due = number.map(|number| if to_send.is_empty() { self.due(start, number) } else { Instant::now() });
