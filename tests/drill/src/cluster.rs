@@ -130,11 +130,11 @@ impl Cluster {
         for answer in futures::future::join_all(answers).await.into_iter().filter_map(Result::ok) {
             let groups = answer["groups"].as_array().cloned().unwrap_or_default();
             let of_queue = |group: &Value| group["queues"].as_array().is_some_and(|queues| queues.contains(&queue));
-            // Of several opinions the one of the highest term is the latest.
+            // Of several opinions the one of the highest term is the latest, and its leader's knows of the others.
+            let rank = |group: &Value| (group["term"].as_u64(), group["leading"] == true);
             let known = groups.into_iter().find(of_queue).filter(|group| group["leader"].is_string());
-            let term = |group: &Value| group["term"].as_u64();
             if let Some(known) = known
-                && found.as_ref().is_none_or(|other| term(other) < term(&known))
+                && found.as_ref().is_none_or(|other| rank(other) < rank(&known))
             {
                 found = Some(known);
             }
