@@ -62,7 +62,9 @@ impl Clients {
         loop {
             let (stream, from) = accept(&listener).await;
             let Ok(permit) = self.room.clone().try_acquire_owned() else {
-                tracing::warn!("refused a connection from {from}: limits.connections is reached");
+                tracing::warn!(
+                    "refused a connection from {from}: there are as many as limits.connections, or the file descriptors, allow"
+                );
                 continue;
             };
             self.metrics.connections_opened.inc();

@@ -17,6 +17,7 @@ pub mod clock;
 pub mod config;
 pub mod core;
 pub mod data_dir;
+pub mod descriptors;
 pub mod dev;
 pub mod failure;
 pub mod framing;

@@ -20,6 +20,7 @@ use crate::clock::{Clock, random_u64, random_u128, wall_ms};
 use crate::config::{Config, Listen, host_and_port};
 use crate::core::{Core, Doors, Ended};
 use crate::data_dir::DataDir;
+use crate::descriptors::connections_allowed;
 use crate::failure::{ExitKind, Failure};
 use crate::http_server;
 use crate::inbox::{Arrival, Inbox, Lanes};
@@ -248,7 +249,8 @@ impl Process<'_> {
         clock: Clock,
     ) -> Result<(), Failure> {
         let data_dir: PathBuf = self.data_dir.path().into();
-        let clients = Clients::new(inbox.clone(), metrics.clone(), self.config.limits.connections);
+        let connections = connections_allowed(self.config.limits.connections);
+        let clients = Clients::new(inbox.clone(), metrics.clone(), connections);
         if let Some(listener) = listeners.amqp {
             self.runtime.spawn(clients.clone().serve(listener, None));
         }
