@@ -22,6 +22,8 @@ pub type Endpoints = Arc<dyn Fn() -> BoxFuture<'static, Vec<String>> + Send + Sy
 
 /// Bound on one attempt to connect, and on a synchronous method's reply.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bound on saying goodbye on a connection that has failed.
+const GOODBYE: Duration = Duration::from_secs(1);
 /// Publishes on their way, per producer.
 const WINDOW: usize = 1000;
 /// Acks after which a consumer asks for a synchronous reply, which makes them durable.
@@ -316,6 +318,21 @@ impl Consumer {
         order_id: u32,
     ) -> Result<()> {
         let connection = connect(endpoints, self.member).await?;
+        let ended = self.consume_on(&connection, ledger, stop, order_id).await;
+        if ended.is_err() {
+            // A connection on which a call was given up stays open and goes on being a consumer, unless it is closed.
+            let _ = tokio::time::timeout(GOODBYE, connection.close(200, "given up".into())).await;
+        }
+        ended
+    }
+
+    async fn consume_on(
+        &self,
+        connection: &Connection,
+        ledger: &Ledger,
+        stop: &AtomicBool,
+        order_id: u32,
+    ) -> Result<()> {
         let channel = within("channel.open", connection.create_channel()).await?;
         within("basic.qos", channel.basic_qos(self.prefetch, BasicQosOptions::default())).await?;
         let consume = channel.basic_consume(
