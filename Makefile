@@ -122,8 +122,9 @@ drill: ## the fault list against real processes (as root): all, or FAULT=n, RUNS
 	$(BIN)/holdfast-drill --broker $(BIN)/holdfast-broker --runs $(RUNS) $(if $(filter list,$(FAULT)),--list,$(FAULT))
 
 .PHONY: bench
-bench: build ## PerfTest against three broker processes; prints rates and latencies
-	.config/bench $(BIN)/holdfast-broker
+bench: build ## three broker processes under PerfTest and a load of our own: rates, latencies, cost of a message
+	$(RELEASE) -p holdfast-node --example load
+	.config/bench $(BIN)/holdfast-broker $(BIN)/examples/load
 
 .PHONY: bench-queues
 bench-queues: build ## 10,000 idle replicated queues: declares a second, memory, CPU, restarts
