@@ -1,6 +1,7 @@
 //! Work of the journal that needs no place on the commit path: [`crate::Journal::next_chore`] gives one at a time, any
 //! thread may run it, and [`crate::Journal::chore_done`] takes the outcome back.
 
+use crate::checkpoint;
 use crate::filesystem::{FileSystem, StoredFile};
 use crate::footer::Footer;
 use crate::reader::{ReadError, ReadableSegment};
@@ -8,8 +9,9 @@ use crate::relocation::LiveBody;
 use crate::scrub::{ScrubPlace, Scrubbed, scrub};
 use crate::segment::{SealedSegment, segment_name};
 use crate::space::make_reserve;
-use crate::types::JournalError;
+use crate::types::{Checkpoint, GroupKey, JournalError};
 use bytes::Bytes;
+use std::io;
 use std::sync::Arc;
 
 /// One piece of background work. Dropping it undone leaves the journal waiting for it for ever, which costs speed and
@@ -31,6 +33,10 @@ pub(crate) enum Task<F: FileSystem> {
     Seal { number: u32, end: u32, footer: Vec<u8>, segment: Segment<F> },
     /// Make the reserve anew.
     Reserve { size_bytes: u64 },
+    /// Make a checkpoint's file.
+    Store { name: String, key: GroupKey, checkpoint: Checkpoint },
+    /// Remove files that nothing needs.
+    Remove { names: Vec<String> },
     /// Read the footer of the segment that is being emptied.
     Open { segment: Segment<F>, sealed: SealedSegment },
     /// Read bodies that are to be moved.
@@ -43,6 +49,8 @@ pub(crate) enum Outcome<F: FileSystem> {
     Spare { number: u32, file: Result<F::File, JournalError> },
     Sealed { number: u32, footer_bytes: Result<u32, JournalError> },
     Reserve(Result<(), JournalError>),
+    Stored { name: String, stored: Result<(), JournalError> },
+    Removed(Result<(), JournalError>),
     Opened(Option<Footer>),
     Read(Vec<(LiveBody, Result<Bytes, ReadError>)>),
     Scrubbed { number: u32, found: Scrubbed },
@@ -60,6 +68,11 @@ impl<F: FileSystem> Chore<F> {
                 Outcome::Sealed { number, footer_bytes: seal(&segment.file, &segment_name(number), end, &footer) }
             }
             Task::Reserve { size_bytes } => Outcome::Reserve(make_reserve(&fs, size_bytes)),
+            Task::Store { name, key, checkpoint } => {
+                let stored = checkpoint::store(&fs, &name, key, &checkpoint).and_then(|()| sync_dir(&fs));
+                Outcome::Stored { name, stored }
+            }
+            Task::Remove { names } => Outcome::Removed(names.iter().try_for_each(|name| remove(&fs, name))),
             Task::Open { segment, sealed } => {
                 let footer = Footer::load(&segment.file, sealed.end);
                 Outcome::Opened(footer.filter(|footer| footer.belongs_to(&sealed)))
@@ -80,8 +93,20 @@ fn make_file<F: FileSystem>(fs: &F, name: &str, size_bytes: u64) -> Result<F::Fi
     let file = fs.create(name, size_bytes).map_err(|error| JournalError::io("create", name, error))?;
     file.write_zeros(size_bytes).map_err(|error| JournalError::io("prepare", name, error))?;
     file.sync_data().map_err(|error| JournalError::io("sync", name, error))?;
-    fs.sync_dir().map_err(|error| JournalError::io("sync", "the data directory", error))?;
+    sync_dir(fs)?;
     Ok(file)
+}
+
+fn sync_dir<F: FileSystem>(fs: &F) -> Result<(), JournalError> {
+    fs.sync_dir().map_err(|error| JournalError::io("sync", "the data directory", error))
+}
+
+/// Removes the file, if it is there.
+pub(crate) fn remove<F: FileSystem>(fs: &F, name: &str) -> Result<(), JournalError> {
+    match fs.remove(name) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result.map_err(|error| JournalError::io("remove", name, error)),
+    }
 }
 
 /// The size of the footer. On a full disk there is none, and only what was reserved is given back.

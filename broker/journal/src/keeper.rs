@@ -1,5 +1,6 @@
 //! What the journal does for itself between writes: chores are handed out and taken back here.
 
+use crate::aside::Aside;
 use crate::chore::{Chore, Done, Outcome, Task};
 use crate::filesystem::FileSystem;
 use crate::relocation::Relocation;
@@ -28,6 +29,7 @@ pub(crate) struct Keeper<F: FileSystem> {
     /// The sizes of the footers that are there.
     pub(crate) footers: BTreeMap<u32, u32>,
     pub(crate) space: SpaceWatch,
+    pub(crate) aside: Aside,
     pub(crate) relocation: Relocation,
     pub(crate) scrub: Scrub,
     pub(crate) news: Upkeep,
@@ -50,6 +52,7 @@ impl<F: FileSystem> Keeper<F> {
             unsealed: unsealed.into(),
             footers,
             space,
+            aside: Aside::default(),
             relocation: Relocation::default(),
             scrub: Scrub::default(),
             news: Upkeep::default(),
@@ -78,7 +81,7 @@ impl<F: FileSystem> Keeper<F> {
 
 impl<F: FileSystem> Journal<F> {
     /// The next piece of background work, if there is any and none is out: the spare segment once the open one is half
-    /// full, footers, the reserve, relocation, scrubbing. Have it run by any thread but, if possible, not by the one that
+    /// full, footers, the reserve, checkpoints, files that go, relocation, scrubbing. Have it run by any thread but, if possible, not by the one that
     /// writes, and hand the outcome to [`Journal::chore_done`].
     pub fn next_chore(&mut self) -> Option<Chore<F>> {
         if self.is_poisoned() || self.keeper.busy {
@@ -103,7 +106,7 @@ impl<F: FileSystem> Journal<F> {
         if keeper.space.wants_reserve() {
             return Some(Task::Reserve { size_bytes: keeper.space.reserve_bytes() });
         }
-        self.relocation_task().or_else(|| self.scrub_task())
+        self.aside_task().or_else(|| self.relocation_task()).or_else(|| self.scrub_task())
     }
 
     /// Whether [`Journal::next_chore`], [`Journal::upkeep`] and [`Journal::grant`] should be called soon, although
@@ -111,7 +114,7 @@ impl<F: FileSystem> Journal<F> {
     pub fn has_work(&self) -> bool {
         let keeper = &self.keeper;
         let moves = keeper.relocation.is_picking() || keeper.relocation.has_bodies() || self.is_wasteful();
-        moves || keeper.scrub.is_under_way() || !keeper.unsealed.is_empty()
+        moves || keeper.scrub.is_under_way() || !keeper.unsealed.is_empty() || keeper.aside.has_work()
     }
 
     /// Takes the outcome of a chore. An error means what it means for [`Journal::write_many`].
@@ -142,6 +145,8 @@ impl<F: FileSystem> Journal<F> {
                     self.keeper.footers.insert(number, footer_bytes);
                 }
             }
+            Outcome::Stored { name, stored } => self.aside_stored(name, stored)?,
+            Outcome::Removed(result) => result?,
             Outcome::Reserve(Ok(())) => self.keeper.space.reserve_made(),
             Outcome::Reserve(Err(JournalError::NoSpace { .. })) => {}
             Outcome::Reserve(Err(error)) => return Err(error),

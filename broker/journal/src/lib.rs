@@ -29,6 +29,7 @@
 //! - A segment is removed only when no record in it can matter to a later replay (`accounting`).
 
 mod accounting;
+mod aside;
 mod blocks;
 mod checkpoint;
 mod chore;
@@ -59,8 +60,8 @@ pub use filesystem::{DiskSpace, FileSystem, RealFileSystem, StoredFile};
 pub use inspection::{Inspection, Scrutiny, SegmentReport, inspect};
 pub use reader::{EntryReader, JournalReader, ReadError};
 pub use types::{
-    Batch, BatchId, Checkpoint, Corruption, Damage, Finding, GroupKey, HardState, Incarnation, JournalConfig,
-    JournalError, Location, MovedBody, Moves, Op, Recovered, RecoveredEntry, RecoveredGroup, Space, Upkeep, Written,
-    WrittenRecord,
+    Batch, BatchId, Checkpoint, CheckpointStored, Corruption, Damage, Finding, GroupKey, HardState, Incarnation,
+    JournalConfig, JournalError, Location, MovedBody, Moves, Op, Recovered, RecoveredEntry, RecoveredGroup, Space,
+    Upkeep, Written, WrittenRecord,
 };
 pub use writer::Journal;

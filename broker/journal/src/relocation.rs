@@ -326,13 +326,15 @@ impl<F: FileSystem> Journal<F> {
 
     /// Whether the journal has something of its own to write.
     pub(crate) fn has_own_records(&self) -> bool {
-        self.keeper.relocation.has_bodies() || self.accounting().can_retire(self.active_number())
+        let waits = self.keeper.relocation.has_bodies() || self.keeper.aside.has_stored();
+        waits || self.accounting().can_retire(self.active_number())
     }
 
     /// Writes what of the journal's own waits although no batch comes.
     pub(crate) fn write_own_records(&mut self) -> Result<(), JournalError> {
-        let waited = self.keeper.relocation.waited_long_enough();
-        if waited || self.accounting().can_retire(self.active_number()) {
+        let bodies_waited = self.keeper.relocation.waited_long_enough();
+        let marks_waited = self.keeper.aside.waited_long_enough();
+        if bodies_waited || marks_waited || self.accounting().can_retire(self.active_number()) {
             self.poison();
             self.append(&mut Vec::new(), true)?;
             self.unpoison();

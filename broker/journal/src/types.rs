@@ -55,6 +55,10 @@ pub enum Op {
     /// older one when its batch is durable, so records that need it (`Compact`, `Reset`) may share that batch. A hard
     /// state with a commit at or above `index` is in this batch or an earlier one.
     Checkpoint { key: GroupKey, index: u64, term: u64, conf: Bytes, machine: Bytes },
+    /// As [`Op::Checkpoint`], but stored beside the commits, which do not wait for it: it does not count before
+    /// [`Upkeep::checkpoints`] names its `id`, and nothing that needs it may be written before. Its index is above that of
+    /// the one before. It is dropped, and not named, when another checkpoint, a `Reset` or `Destroy` of the group follows.
+    CheckpointAside { key: GroupKey, id: u64, index: u64, term: u64, conf: Bytes, machine: Bytes },
     /// The log starts after `up_to`. Of everything at or below it only `live` (ascending) is still needed. A
     /// checkpoint at or above `up_to` is durable or in this batch.
     Compact { key: GroupKey, up_to: u64, live: Vec<u64> },
@@ -80,6 +84,7 @@ impl Op {
             | Op::HardState { key, .. }
             | Op::Body { key, .. }
             | Op::Checkpoint { key, .. }
+            | Op::CheckpointAside { key, .. }
             | Op::Compact { key, .. }
             | Op::Dead { key, .. }
             | Op::Reset { key, .. }
@@ -123,8 +128,19 @@ pub struct Upkeep {
     /// Payloads that are needed and cannot be read any more. Such a replica must stop serving, as after a recovery that
     /// found [`Corruption`].
     pub damaged: Vec<Damage>,
+    /// Each [`Op::CheckpointAside`] that counts from now on, durably, or for which there was no room.
+    pub checkpoints: Vec<CheckpointStored>,
     /// What else was found on the disk, in words.
     pub findings: Vec<Finding>,
+}
+
+/// What came of an [`Op::CheckpointAside`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CheckpointStored {
+    pub key: GroupKey,
+    pub id: u64,
+    /// False when the disk was full: the one before goes on counting.
+    pub stored: bool,
 }
 
 /// Bodies below their group's prefix that were moved, so that the segment they were in can go.

@@ -2,6 +2,7 @@
 
 use crate::accounting::Accounting;
 use crate::checkpoint::{self, checkpoint_name};
+use crate::chore;
 use crate::filesystem::{FileSystem, StoredFile};
 use crate::footer::FooterBuilder;
 use crate::identity::{self, StoredIdentity};
@@ -19,7 +20,6 @@ use crate::types::{
 };
 use bytes::Bytes;
 use std::collections::BTreeMap;
-use std::io;
 use std::sync::Arc;
 
 /// Locations have 32-bit offsets, and a segment may exceed its size by one batch.
@@ -133,6 +133,7 @@ impl<F: FileSystem> Journal<F> {
             return Err(JournalError::Poisoned);
         }
         let plan = self.plan(batches)?;
+        self.note_aside(batches);
         for op in batches.iter().flat_map(|batch| &batch.ops) {
             if let Op::MovesTaken { id } = op {
                 self.moves_taken(*id);
@@ -204,9 +205,7 @@ impl<F: FileSystem> Journal<F> {
             self.identity_changes += 1;
             identity::store(&self.fs, &StoredIdentity { changes: self.identity_changes, bytes })?;
         }
-        for name in &plan.superseded {
-            self.remove(name)?;
-        }
+        plan.superseded.into_iter().for_each(|name| self.keeper.aside.let_go(name));
         Ok(locations)
     }
 
@@ -228,6 +227,7 @@ impl<F: FileSystem> Journal<F> {
         let asked_for = records.len();
         if retire {
             self.add_moves(records);
+            self.add_marks(records);
         }
         let going = if retire { self.accounting.retire(active, records) } else { Vec::new() };
         let locations = self.encode(records);
@@ -236,6 +236,7 @@ impl<F: FileSystem> Journal<F> {
             self.active.footer.record(record, *location);
         }
         self.moves_written(&locations[asked_for..]);
+        self.marks_written();
         self.keeper.relocation.earn(self.buffer.len() as u64);
         if self.buffer.capacity() > KEPT_BUFFER_BYTES {
             self.buffer = Vec::new();
@@ -245,7 +246,7 @@ impl<F: FileSystem> Journal<F> {
             self.older.remove(&number);
             self.accounting.removed(number);
             self.keeper.removed(number);
-            self.remove(&segment_name(number))?;
+            self.keeper.aside.let_go(segment_name(number));
         }
         Ok(locations)
     }
@@ -305,7 +306,10 @@ impl<F: FileSystem> Journal<F> {
         self.older.insert(sealed.number, sealed);
         let file = match self.keeper.take_spare() {
             Some(spare) => spare,
-            None => create_file(&self.fs, &self.config, &mut self.keeper)?,
+            None => {
+                self.remove_gone()?;
+                create_file(&self.fs, &self.config, &mut self.keeper)?
+            }
         };
         let next = begin_segment(&self.config, &self.reader, file, self.next_sequence, &self.older)?;
         let Active { segment, footer, .. } = std::mem::replace(&mut self.active, next);
@@ -337,6 +341,14 @@ impl<F: FileSystem> Journal<F> {
         self.config.segment_bytes
     }
 
+    pub(crate) fn small_checkpoint_bytes(&self) -> usize {
+        self.config.small_checkpoint_bytes
+    }
+
+    pub(crate) fn next_sequence(&self) -> u64 {
+        self.next_sequence
+    }
+
     pub(crate) fn active_number(&self) -> u32 {
         self.active.number
     }
@@ -365,10 +377,7 @@ impl<F: FileSystem> Journal<F> {
     }
 
     pub(crate) fn remove(&self, name: &str) -> Result<(), JournalError> {
-        match self.fs.remove(name) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            result => result.map_err(|error| JournalError::io("remove", name, error)),
-        }
+        chore::remove(&self.fs, name)
     }
 }
 
@@ -448,7 +457,7 @@ fn record_of(op: &Op) -> Option<Record> {
         }
         Op::Reset { key, index, term } => bare_record(Kind::Reset, *key, *index, *term),
         Op::Destroy { key } => bare_record(Kind::Destroy, *key, 0, 0),
-        Op::Checkpoint { .. } | Op::Identity(_) | Op::MovesTaken { .. } => return None,
+        Op::Checkpoint { .. } | Op::CheckpointAside { .. } | Op::Identity(_) | Op::MovesTaken { .. } => return None,
     })
 }
 
@@ -458,7 +467,8 @@ fn report(batches: &[Batch], locations: &[Location]) -> Vec<Written> {
     let mut all = Vec::with_capacity(batches.len());
     for batch in batches {
         let mut written = Written { batch: batch.id, ..Written::default() };
-        for op in batch.ops.iter().filter(|op| !matches!(op, Op::Identity(_) | Op::MovesTaken { .. })) {
+        let has_record = |op: &&Op| !matches!(op, Op::CheckpointAside { .. } | Op::Identity(_) | Op::MovesTaken { .. });
+        for op in batch.ops.iter().filter(has_record) {
             let Some(location) = locations.next().copied() else { break };
             match op {
                 Op::Entry { key, index, term, .. } => {

@@ -204,7 +204,7 @@ impl<F: FileSystem> Writer<F> {
 fn size_bytes(batch: &Batch) -> u64 {
     let op = |op: &Op| match op {
         Op::Entry { payload, .. } | Op::Body { payload, .. } => payload.len(),
-        Op::Checkpoint { conf, machine, .. } => conf.len() + machine.len(),
+        Op::Checkpoint { conf, machine, .. } | Op::CheckpointAside { conf, machine, .. } => conf.len() + machine.len(),
         Op::Compact { live: indexes, .. } | Op::Dead { indexes, .. } => indexes.len() * 8,
         Op::Identity(bytes) => bytes.len(),
         Op::HardState { .. } | Op::Reset { .. } | Op::Destroy { .. } | Op::MovesTaken { .. } => 0,

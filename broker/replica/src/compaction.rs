@@ -8,7 +8,6 @@ use tracing::debug;
 
 use crate::context::Context;
 use crate::group::Group;
-use crate::writes::After;
 
 /// What an entry costs beside its payload, on disk and (less) in memory.
 const ENTRY_OVERHEAD_BYTES: u64 = 64;
@@ -21,7 +20,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         // A long queue's state is large: it is written down again when as much was written in entries.
         let worthwhile = bytes + entries * ENTRY_OVERHEAD_BYTES >= self.checkpoint_size;
         let forced = self.pinning > 0 && self.applied > self.checkpoint;
-        if !(forced || due && worthwhile) || self.checkpoint_pending || self.installing {
+        if !(forced || due && worthwhile) || self.checkpoint_pending.is_some() || self.installing {
             return;
         }
         let index = self.applied;
@@ -34,11 +33,21 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         debug!(group = %self.id, index, bytes = machine.len(), "checkpoint");
         self.checkpoint_size = machine.len() as u64;
         let key = self.key;
-        let batch = cx.writes.push(Op::Checkpoint { key, index, term, conf, machine });
-        let _ = cx.writes.after(batch, After::Checkpoint { key, index });
-        self.last_write = Some(batch);
-        self.checkpoint_pending = true;
+        cx.last_checkpoint_id += 1;
+        let id = cx.last_checkpoint_id;
+        self.last_write = Some(cx.writes.push(Op::CheckpointAside { key, id, index, term, conf, machine }));
+        self.checkpoint_pending = Some((id, index));
         self.applied_since = (0, 0);
+    }
+
+    /// The journal has stored the checkpoint of this id, or had no room for it. One that is not waited for any more says
+    /// nothing: it may be of an earlier life of the group under the same key.
+    pub fn checkpoint_stored(&mut self, id: u64, stored: bool, cx: &mut Context<M::Effect>) {
+        let Some((_, index)) = self.checkpoint_pending.take_if(|(pending, _)| *pending == id) else { return };
+        if stored {
+            self.checkpoint = self.checkpoint.max(index);
+            self.maybe_compact(cx);
+        }
     }
 
     /// Compacts the log up to what a durable checkpoint covers and every live replica holds; or, when the log is over its

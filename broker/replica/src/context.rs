@@ -30,6 +30,8 @@ pub(crate) struct Context<E> {
     pub active: BTreeSet<GroupId>,
     /// Campaigns to come, by time; of equal times active groups come first.
     pub campaigns: BTreeSet<(Instant, bool, GroupId)>,
+    /// Names checkpoints, so that a late report of one is told from a report of the one that is waited for.
+    pub last_checkpoint_id: u64,
     /// Leaderships are handed away until then.
     pub draining_until: Option<Instant>,
 }

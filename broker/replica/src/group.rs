@@ -75,7 +75,8 @@ pub(crate) struct Group<M: Machine, R: EntryReader> {
 
     /// The last durable checkpoint.
     pub checkpoint: u64,
-    pub checkpoint_pending: bool,
+    /// The checkpoint that the journal is storing: its id, and its index.
+    pub checkpoint_pending: Option<(u64, u64)>,
     /// Size of the machine in the last checkpoint taken since the start, bytes.
     pub checkpoint_size: u64,
     /// Entries and bytes applied since the last checkpoint.
@@ -157,7 +158,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
             campaigns: 0,
             quiesced_without: false,
             checkpoint: start.applied,
-            checkpoint_pending: false,
+            checkpoint_pending: None,
             checkpoint_size: 0,
             applied_since: (0, 0),
             pinning: 0,

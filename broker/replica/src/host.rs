@@ -78,6 +78,7 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
             dirty: BTreeSet::new(),
             active: BTreeSet::new(),
             campaigns: BTreeSet::new(),
+            last_checkpoint_id: 0,
             draining_until: None,
         };
         let logger = slog::Logger::root(Discard, slog::o!());

@@ -150,11 +150,6 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
                     self.send_message(message, cx);
                 }
             }
-            After::Checkpoint { index, .. } => {
-                self.checkpoint_pending = false;
-                self.checkpoint = self.checkpoint.max(index);
-                self.maybe_compact(cx);
-            }
             After::Change { index, .. } => self.change_written(index, cx),
             After::Bodies { from, snapshot, next, last, .. } => {
                 self.chunk_written(from, snapshot, next, last, cx);

@@ -251,7 +251,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         self.machine = install.machine;
         self.applied = index;
         self.applied_since = (0, 0);
-        self.checkpoint_pending = false;
+        self.checkpoint_pending = None;
         self.deferred_dead.clear();
         self.distrust_bodies = false;
         self.installing = true;

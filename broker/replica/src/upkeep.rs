@@ -1,7 +1,7 @@
 //! What the journal did for itself, as far as it concerns replicas: bodies that lie elsewhere now, logs that keep old
 //! segments, and payloads that the disk lost.
 
-use holdfast_journal::{EntryReader, GroupKey, MovedBody, Op, Upkeep};
+use holdfast_journal::{CheckpointStored, EntryReader, GroupKey, MovedBody, Op, Upkeep};
 use holdfast_queue::Machine;
 use holdfast_queue::ids::GroupId;
 use holdfast_queue::time::Instant;
@@ -28,6 +28,10 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
         }
         for key in upkeep.pinning.iter().filter(|key| self.is_here(**key)).copied().collect::<Vec<_>>() {
             self.guarded(GroupId(key.group), |group, cx| group.compact_by_force(cx));
+        }
+        for stored in upkeep.checkpoints.iter().filter(|one| self.is_here(one.key)).copied().collect::<Vec<_>>() {
+            let CheckpointStored { key, id, stored } = stored;
+            self.guarded(GroupId(key.group), |group, cx| group.checkpoint_stored(id, stored, cx));
         }
         for damage in &upkeep.damaged {
             if self.is_here(damage.key) {

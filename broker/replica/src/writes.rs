@@ -24,36 +24,19 @@ pub(crate) enum After {
         messages: Vec<Message>,
     },
     /// The birth record of a group that this member leads.
-    Born {
-        key: GroupKey,
-    },
-    Checkpoint {
-        key: GroupKey,
-        index: u64,
-    },
+    Born { key: GroupKey },
     /// The commit index of a membership change that was applied.
-    Change {
-        key: GroupKey,
-        index: u64,
-    },
+    Change { key: GroupKey, index: u64 },
     /// Payloads of a snapshot chunk.
-    Bodies {
-        key: GroupKey,
-        from: ReplicaId,
-        snapshot: u64,
-        next: u64,
-        last: bool,
-    },
+    Bodies { key: GroupKey, from: ReplicaId, snapshot: u64, next: u64, last: bool },
 }
 
 impl After {
     pub fn key(&self) -> GroupKey {
         match self {
-            After::Ready { key, .. }
-            | After::Born { key }
-            | After::Checkpoint { key, .. }
-            | After::Change { key, .. }
-            | After::Bodies { key, .. } => *key,
+            After::Ready { key, .. } | After::Born { key } | After::Change { key, .. } | After::Bodies { key, .. } => {
+                *key
+            }
         }
     }
 }

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use holdfast_engine::Input;
 use holdfast_journal::{
-    Batch, Checkpoint, EntryReader, GroupKey, HardState, Location, Op, ReadError, Recovered, RecoveredEntry,
-    RecoveredGroup, Written, WrittenRecord,
+    Batch, Checkpoint, CheckpointStored, EntryReader, GroupKey, HardState, Location, Op, ReadError, Recovered,
+    RecoveredEntry, RecoveredGroup, Upkeep, Written, WrittenRecord,
 };
 
 /// Payloads and what is recorded of them; a location's offset is the place in the list.
@@ -40,13 +41,18 @@ impl MemoryDisk {
         self.0.lock().expect("no panic holds it").stalled.take().unwrap_or_default()
     }
 
-    pub fn write(&self, batch: Batch) -> Written {
+    /// What the member hears of it.
+    pub fn write(&self, batch: Batch) -> [Input; 2] {
         let mut contents = self.0.lock().expect("no panic holds it");
         let mut written = Written { batch: batch.id, ..Written::default() };
+        let mut upkeep = Upkeep::default();
         for op in batch.ops {
+            if let Op::CheckpointAside { key, id, .. } = op {
+                upkeep.checkpoints.push(CheckpointStored { key, id, stored: true });
+            }
             contents.carry_out(op, &mut written);
         }
-        written
+        [Input::Written(written), Input::Upkeep(upkeep)]
     }
 
     /// What a start finds.
@@ -88,6 +94,9 @@ impl Contents {
             }
             Op::HardState { key, term, vote, commit } => {
                 self.group(key).hard_state = Some(HardState { term, vote, commit });
+            }
+            Op::CheckpointAside { key, index, term, conf, machine, .. } => {
+                self.group(key).checkpoint = Some(Checkpoint { index, term, conf, machine });
             }
             Op::Checkpoint { key, index, term, conf, machine } => {
                 self.group(key).checkpoint = Some(Checkpoint { index, term, conf, machine });

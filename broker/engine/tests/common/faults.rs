@@ -106,8 +106,7 @@ impl Cluster {
 
     pub fn resume_disk(&mut self, at: usize) {
         for batch in self.disks[at].resume() {
-            let written = self.disks[at].write(batch);
-            self.inputs.push_back((at, Input::Written(written)));
+            self.inputs.extend(self.disks[at].write(batch).map(|input| (at, input)));
         }
         self.settle();
     }

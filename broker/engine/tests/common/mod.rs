@@ -219,8 +219,7 @@ impl Cluster {
                 if self.disks[at].is_stalled() {
                     self.disks[at].hold(batch);
                 } else {
-                    let written = self.disks[at].write(batch);
-                    self.inputs.push_back((at, Input::Written(written)));
+                    self.inputs.extend(self.disks[at].write(batch).map(|input| (at, input)));
                 }
             }
             Output::Dial { address } => {

@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use holdfast_journal::conformance::run_chore;
 use holdfast_journal::{
-    Batch, Checkpoint, Corruption, EntryReader, GroupKey, HardState, Journal, JournalConfig, Location, Op, ReadError,
-    RealFileSystem, RecoveredEntry, RecoveredGroup, Written, WrittenRecord,
+    Batch, Checkpoint, CheckpointStored, Corruption, EntryReader, GroupKey, HardState, Journal, JournalConfig,
+    Location, Op, ReadError, RealFileSystem, RecoveredEntry, RecoveredGroup, Upkeep, Written, WrittenRecord,
 };
 use tempfile::TempDir;
 
@@ -47,6 +48,9 @@ pub struct Disk {
     queue: VecDeque<Batch>,
     mirror: Option<Mirror>,
     corruption: BTreeMap<GroupKey, Corruption>,
+    /// Checkpoints beside the commits wait for [`Disk::store_checkpoints`].
+    pub holds_checkpoints: bool,
+    held: Vec<Op>,
 }
 
 /// A real journal that is given the same batches, and must find the same at each start.
@@ -95,17 +99,43 @@ impl Disk {
     }
 
     /// The oldest batch becomes durable.
-    pub fn complete_one(&mut self) -> Option<Written> {
+    /// Checkpoints beside the commits are stored with their batch here; the simulator has them come later.
+    pub fn complete_one(&mut self) -> Option<(Written, Upkeep)> {
         let batch = self.queue.pop_front()?;
+        let mut upkeep = Upkeep::default();
         let mut written = Written { batch: batch.id, ..Written::default() };
         if let Some(journal) = self.mirror.as_mut().and_then(|mirror| mirror.journal.as_mut()) {
             let mirrored = journal.write(&batch).unwrap();
             assert_eq!(mirrored.batch, written.batch);
+            // Asked twice without a batch in between, it writes what else it has to.
+            for _ in 0..2 {
+                while run_chore(journal) {}
+                journal.upkeep().unwrap();
+            }
         }
         for op in batch.ops {
+            if let Op::CheckpointAside { key, id, .. } = op {
+                if self.holds_checkpoints {
+                    self.held.push(op);
+                    continue;
+                }
+                upkeep.checkpoints.push(CheckpointStored { key, id, stored: true });
+            }
             self.apply(op, &mut written);
         }
-        Some(written)
+        Some((written, upkeep))
+    }
+
+    /// The checkpoints that were held are stored now.
+    pub fn store_checkpoints(&mut self) -> Vec<CheckpointStored> {
+        let mut stored = Vec::new();
+        for op in std::mem::take(&mut self.held) {
+            if let Op::CheckpointAside { key, id, .. } = op {
+                stored.push(CheckpointStored { key, id, stored: true });
+            }
+            self.apply(op, &mut Written::default());
+        }
+        stored
     }
 
     /// Power loss: what was not reported is gone.
@@ -241,7 +271,8 @@ impl Group {
                 assert!(term > before.term || before.vote == 0 || vote == before.vote, "a vote was changed");
                 self.hard_state = Some(HardState { term, vote, commit });
             }
-            Op::Checkpoint { index, term, conf, machine, .. } => {
+            Op::Checkpoint { index, term, conf, machine, .. }
+            | Op::CheckpointAside { index, term, conf, machine, .. } => {
                 let commit = self.hard_state.expect("a checkpoint follows a hard state").commit;
                 assert!(commit >= index, "a checkpoint at {index} above the durable commit index {commit}");
                 self.checkpoint = Some(Checkpoint { index, term, conf, machine });

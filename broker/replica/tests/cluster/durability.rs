@@ -2,7 +2,9 @@
 
 use crate::harness::{Cluster, GROUP};
 use crate::ledger::put;
+use holdfast_journal::{CheckpointStored, Upkeep};
 use holdfast_queue::ids::{MemberId, ReplicaId};
+use holdfast_replica::HostConfig;
 
 #[test]
 fn nothing_is_confirmed_before_a_majority_has_it_on_disk() {
@@ -225,4 +227,49 @@ fn a_leader_that_is_quarantined_says_so_and_the_others_go_on_at_once() {
     cluster.run_ms(500);
     assert_eq!(cluster.ledger(2).numbers().len(), 50);
     assert_eq!(cluster.ledger(3), cluster.ledger(2));
+}
+
+#[test]
+fn only_the_report_of_the_checkpoint_that_is_waited_for_lets_the_log_be_compacted() {
+    let mut cluster = Cluster::with_config(1, 8, HostConfig { checkpoint_entries: 10, ..HostConfig::default() });
+    cluster.create(&[1], Some(1));
+    cluster.run_ms(100);
+    cluster.member(1).disk.holds_checkpoints = true;
+    cluster.put(1, 0..30);
+    cluster.run_ms(500);
+    let born = (1, 1);
+    let known = |cluster: &mut Cluster| (cluster.status(1).checkpoint, cluster.status(1).compacted);
+    assert_eq!(known(&mut cluster), born, "nothing is stored yet");
+    let report = |cluster: &mut Cluster, checkpoint: CheckpointStored| {
+        let upkeep = Upkeep { checkpoints: vec![checkpoint], ..Upkeep::default() };
+        cluster.with(1, |host, now| host.handle_upkeep(&upkeep, now));
+        cluster.run_ms(500);
+    };
+    let stored = cluster.member(1).disk.store_checkpoints();
+    let [stored] = stored[..] else { panic!("one checkpoint at a time: {stored:?}") };
+    report(&mut cluster, CheckpointStored { id: stored.id + 1, ..stored });
+    assert_eq!(known(&mut cluster), born, "it may be of an earlier life");
+    report(&mut cluster, stored);
+    let (checkpoint, compacted) = known(&mut cluster);
+    assert!(checkpoint > 1 && compacted == checkpoint, "{checkpoint}, {compacted}");
+    report(&mut cluster, stored);
+    assert_eq!(known(&mut cluster), (checkpoint, compacted), "it was told once");
+}
+
+#[test]
+fn after_a_checkpoint_for_which_there_was_no_room_the_next_one_is_taken() {
+    let mut cluster = Cluster::with_config(1, 9, HostConfig { checkpoint_entries: 10, ..HostConfig::default() });
+    cluster.create(&[1], Some(1));
+    cluster.run_ms(100);
+    cluster.member(1).disk.holds_checkpoints = true;
+    cluster.put(1, 0..30);
+    cluster.run_ms(500);
+    let stored = cluster.member(1).disk.store_checkpoints();
+    let checkpoints = vec![CheckpointStored { stored: false, ..stored[0] }];
+    cluster.with(1, |host, now| host.handle_upkeep(&Upkeep { checkpoints, ..Upkeep::default() }, now));
+    assert_eq!(cluster.status(1).checkpoint, 1);
+    cluster.member(1).disk.holds_checkpoints = false;
+    cluster.put(1, 30..60);
+    cluster.run_ms(500);
+    assert!(cluster.status(1).checkpoint > 30);
 }

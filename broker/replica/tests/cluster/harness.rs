@@ -418,10 +418,11 @@ impl Cluster {
         let due = self.disk_due();
         let now = self.now;
         let member = self.member(id);
-        let Some(written) = member.disk.complete_one() else { return };
+        let Some((written, upkeep)) = member.disk.complete_one() else { return };
         member.disk_due = (!member.disk.is_idle()).then_some(due);
         if let Some(host) = &mut member.host {
             host.handle_written(&written, now);
+            host.handle_upkeep(&upkeep, now);
             self.pump(id);
         }
     }

@@ -56,6 +56,7 @@ impl OnDisks {
                 }
                 Op::HardState { .. }
                 | Op::Checkpoint { .. }
+                | Op::CheckpointAside { .. }
                 | Op::Dead { .. }
                 | Op::Destroy { .. }
                 | Op::Identity(_)

@@ -1,5 +1,6 @@
 //! The production journal over the simulated disk.
 
+mod asides;
 mod crashes;
 mod damage;
 mod model;

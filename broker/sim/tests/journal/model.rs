@@ -19,6 +19,8 @@ pub struct Model {
 pub struct ModelGroup {
     pub hard_state: Option<HardState>,
     pub checkpoint: Option<Checkpoint>,
+    /// The one that is stored beside the commits, and its id.
+    pub aside: Option<(u64, Checkpoint)>,
     pub compacted: u64,
     pub log: BTreeMap<u64, (u64, Bytes)>,
     pub bodies: BTreeMap<u64, Bytes>,
@@ -76,8 +78,36 @@ impl Model {
                 }
                 group.compacted = *index;
             }
+            Op::CheckpointAside { id, index, term, conf, machine, .. } => {
+                let (conf, machine) = (conf.clone(), machine.clone());
+                group.aside = Some((*id, Checkpoint { index: *index, term: *term, conf, machine }));
+            }
             Op::Destroy { .. } | Op::Identity(_) | Op::MovesTaken { .. } => {}
         }
+        if matches!(op, Op::Checkpoint { .. } | Op::Reset { .. }) {
+            group.aside = None;
+        }
+    }
+
+    /// The journal says that this checkpoint beside the commits counts from now on.
+    pub fn stored(&mut self, key: GroupKey, id: u64) {
+        let Some(group) = self.groups.get_mut(&key) else { return };
+        if let Some((_, checkpoint)) = group.aside.take_if(|(pending, _)| *pending == id) {
+            group.checkpoint = Some(checkpoint);
+        }
+    }
+
+    /// The states that a crash may leave: each checkpoint on its way may count already, or never will.
+    pub fn with_asides(&self) -> Vec<Model> {
+        let mut all = vec![self.clone()];
+        for (key, group) in &self.groups {
+            let Some((id, _)) = &group.aside else { continue };
+            let mut more = all.clone();
+            more.iter_mut().for_each(|model| model.stored(*key, *id));
+            all.extend(more);
+        }
+        all.iter_mut().flat_map(|model| model.groups.values_mut()).for_each(|group| group.aside = None);
+        all
     }
 }
 
@@ -124,7 +154,10 @@ impl Workload {
                 let indexes = below.filter(|_| self.rng.chance(60)).collect();
                 vec![Op::Dead { key, indexes }]
             }
-            92..96 => self.install(key, group, term),
+            94..96 => self.install(key, group, term),
+            92..94 if group.last() > group.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.index) => {
+                self.checkpoint_aside(key, group, term)
+            }
             96 => vec![Op::Body { key, index: group.last() + 5, payload: self.payload() }],
             97 => vec![Op::Destroy { key }],
             98 => vec![Op::Identity(self.payload())],
@@ -148,6 +181,12 @@ impl Workload {
 
     fn checkpoint(&mut self, key: GroupKey, index: u64, term: u64) -> Op {
         Op::Checkpoint { key, index, term, conf: self.payload(), machine: self.payload() }
+    }
+
+    fn checkpoint_aside(&mut self, key: GroupKey, group: &ModelGroup, term: u64) -> Vec<Op> {
+        let (id, index, conf, machine) = (self.rng.draw(), group.last(), self.payload(), self.payload());
+        let hard_state = self.hard_state(key, group, term);
+        vec![hard_state, Op::CheckpointAside { key, id, index, term, conf, machine }]
     }
 
     fn compact(&mut self, key: GroupKey, group: &ModelGroup, term: u64) -> Vec<Op> {
