@@ -5,8 +5,9 @@
 //! tombstone of a destroyed group whose records lie in an older segment. Without the summary a truncation would be
 //! forgotten with the segment that made it, and entries that it dropped would come back.
 
+use crate::entry_run::EntryRun;
 use crate::index_set::IndexSet;
-use crate::live_set::{LiveSet, RecordSize};
+use crate::live_set::{LiveSet, Piece, RecordSize};
 use crate::record::{
     HardStatePayload, Kind, ListedGroup, Mark, Record, Summary, bare_record, corrupt_record, corruption_of, indexes_of,
     indexes_record,
@@ -125,18 +126,31 @@ enum Role {
 }
 
 fn release(segments: &mut SegmentAccounts, segment: Option<u32>, role: Role, size: RecordSize) {
+    release_all(segments, segment, role, (1, size.bytes()));
+}
+
+/// So many payloads, and the bytes of all of them.
+fn release_all(segments: &mut SegmentAccounts, segment: Option<u32>, role: Role, (payloads, bytes): (u64, u64)) {
     if let Some(account) = segment.and_then(|segment| segments.get_mut(&segment)) {
         let count = if role == Role::Entry { &mut account.entries } else { &mut account.bodies };
-        *count -= 1;
-        account.live_bytes -= size.bytes();
+        *count -= payloads;
+        account.live_bytes -= bytes;
     }
 }
 
 fn occupy(segments: &mut SegmentAccounts, segment: u32, role: Role, size: RecordSize) {
+    occupy_all(segments, segment, role, (1, size.bytes()));
+}
+
+fn occupy_all(segments: &mut SegmentAccounts, segment: u32, role: Role, (payloads, bytes): (u64, u64)) {
     let account = segments.entry(segment).or_default();
     let count = if role == Role::Entry { &mut account.entries } else { &mut account.bodies };
-    *count += 1;
-    account.live_bytes += size.bytes();
+    *count += payloads;
+    account.live_bytes += bytes;
+}
+
+fn count(sizes: impl Iterator<Item = (u64, RecordSize)>) -> (u64, u64) {
+    sizes.fold((0, 0), |(payloads, bytes), (_, size)| (payloads + 1, bytes + size.bytes()))
 }
 
 impl GroupAccount {
@@ -163,6 +177,22 @@ impl GroupAccount {
         }
     }
 
+    /// As [`GroupAccount::entry`] for each of them.
+    fn entries(&mut self, run: &EntryRun, segment: u32, segments: &mut SegmentAccounts) {
+        let sizes = || run.iter().map(|(index, location)| (index, RecordSize::of_payload(location.len)));
+        if run.first <= self.compacted {
+            sizes().for_each(|(index, size)| self.entry(index, segment, size, segments));
+            return;
+        }
+        self.truncate(run.first, segments);
+        let Some((first, size)) = sizes().next() else { return };
+        // What follows the first one is in its run of the segment, and above all that is live.
+        self.log.put(first, segment, size);
+        self.log.live.extend(sizes());
+        self.last = first + run.locations.len() as u64 - 1;
+        occupy_all(segments, segment, Role::Entry, count(sizes()));
+    }
+
     fn body(&mut self, index: u64, segment: u32, size: RecordSize, segments: &mut SegmentAccounts) {
         self.place_body(index, segment, size, segments);
         self.installed.insert(index);
@@ -185,7 +215,39 @@ impl GroupAccount {
         self.keep_bodies(live, up_to, segments);
         let above = self.log.live.split_off(up_to.saturating_add(1));
         let below = std::mem::replace(&mut self.log.live, above);
-        for (index, size) in below.iter() {
+        for piece in below.pieces() {
+            if !self.compact_piece(&piece, live, segments) {
+                self.compact_each(&piece, live, segments);
+            }
+        }
+        self.log.prune();
+        self.bodies.prune();
+        self.compacted = self.compacted.max(up_to);
+        self.last = self.last.max(up_to);
+    }
+
+    /// Neighbours that lie in one segment, are all live, and above every body: they become bodies together. False if they
+    /// are not such.
+    fn compact_piece(&mut self, piece: &Piece<'_>, live: &Runs, segments: &mut SegmentAccounts) -> bool {
+        let (first, last) = (piece.first(), piece.last());
+        // Runs of bodies that are gone may begin further on.
+        let is_above = self.bodies.live.last().is_none_or(|body| body < first)
+            && self.bodies.runs.last_key_value().is_none_or(|(start, _)| *start <= first);
+        let in_one = self.log.runs.range(first + 1..=last.max(first + 1)).next().is_none();
+        let segment = self.log.segment_of(first).filter(|_| is_above && in_one && self.installed.is_empty());
+        let Some(segment) = segment.filter(|_| live.covers(first, last + 1)) else { return false };
+        let counted = count(piece.iter());
+        release_all(segments, Some(segment), Role::Entry, counted);
+        for (index, size) in piece.iter().take(1) {
+            self.bodies.put(index, segment, size);
+        }
+        self.bodies.live.insert_piece(piece);
+        occupy_all(segments, segment, Role::Body, counted);
+        true
+    }
+
+    fn compact_each(&mut self, piece: &Piece<'_>, live: &Runs, segments: &mut SegmentAccounts) {
+        for (index, size) in piece.iter() {
             let segment = self.log.segment_of(index);
             release(segments, segment, Role::Entry, size);
             let has_body =
@@ -196,10 +258,6 @@ impl GroupAccount {
                 occupy(segments, segment, Role::Body, size);
             }
         }
-        self.log.prune();
-        self.bodies.prune();
-        self.compacted = self.compacted.max(up_to);
-        self.last = self.last.max(up_to);
     }
 
     /// Of the bodies at or below `up_to` only `live` is kept.
@@ -246,6 +304,13 @@ impl GroupAccount {
 }
 
 impl Accounting {
+    /// Notes entries that lie in `segment`.
+    pub(crate) fn entries(&mut self, run: &EntryRun, segment: u32) {
+        let Self { groups, segments, .. } = self;
+        segments.entry(segment).or_default().groups.insert(run.key);
+        groups.entry(run.key).or_default().entries(run, segment, segments);
+    }
+
     /// Notes a record that lies, or will lie, in `segment`. Records come in the order of the log. `len` is that of the
     /// payload, which entries and bodies may come without.
     pub(crate) fn apply(&mut self, record: &Record, segment: u32, len: u32) {

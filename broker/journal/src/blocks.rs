@@ -49,6 +49,28 @@ impl<V: Copy> Blocks<V> {
         }
     }
 
+    /// Adds what is ascending and above everything that is here.
+    pub(crate) fn extend(&mut self, all: impl Iterator<Item = (u64, V)>) {
+        let mut all = all.peekable();
+        while let Some(block) = all.peek().map(|(index, _)| index / BLOCK) {
+            let slots = self.blocks.entry(block).or_insert_with(|| Vec::with_capacity(BLOCK as usize));
+            while let Some((index, value)) = all.next_if(|(index, _)| index / BLOCK == block) {
+                debug_assert!(slots.last().is_none_or(|(last, _)| u64::from(*last) < index % BLOCK));
+                slots.push(((index % BLOCK) as u8, value));
+                self.len += 1;
+            }
+        }
+    }
+
+    /// All of it in pieces, ascending: first index, last index, and each index with its value.
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = (u64, u64, impl Iterator<Item = (u64, V)> + '_)> + '_ {
+        self.blocks.iter().filter_map(|(block, slots)| {
+            let (first, last) = (slots.first()?.0, slots.last()?.0);
+            let indexed = slots.iter().map(|(low, value)| (index_of(*block, *low), *value));
+            Some((index_of(*block, first), index_of(*block, last), indexed))
+        })
+    }
+
     pub(crate) fn get_mut(&mut self, index: u64) -> Option<&mut V> {
         let slots = self.blocks.get_mut(&(index / BLOCK))?;
         let at = slots.binary_search_by_key(&((index % BLOCK) as u8), |slot| slot.0).ok()?;
@@ -151,6 +173,12 @@ mod tests {
                     let above = plain.split_off(&(index + 1));
                     assert!(ours.take_up_to(index).iter().eq(std::mem::replace(&mut plain, above)));
                 }
+                (14, 0..=5) => {
+                    let start = plain.last_key_value().map_or(0, |(last, _)| last + 1 + step % 3);
+                    let more = (start..start + 300).filter(|index| index % 5 > 0).map(|index| (index, step));
+                    ours.extend(more.clone());
+                    plain.extend(more);
+                }
                 (13, 0..=5) => {
                     let listed: Runs = (0..3_000).filter(|index| index % 900 < 600).collect();
                     ours.keep_up_to(index, &listed);
@@ -161,5 +189,9 @@ mod tests {
             assert_eq!((ours.len(), ours.last()), (plain.len() as u64, plain.keys().last().copied()));
         }
         assert!(ours.iter().eq(plain.iter().map(|(index, value)| (*index, *value))));
+        let pieces: Vec<_> =
+            ours.pieces().map(|(first, last, slots)| (first, last, slots.collect::<Vec<_>>())).collect();
+        assert!(pieces.iter().all(|(first, last, all)| all[0].0 == *first && all[all.len() - 1].0 == *last));
+        assert!(pieces.into_iter().flat_map(|(.., all)| all).eq(ours.iter()));
     }
 }

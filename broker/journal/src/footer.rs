@@ -166,14 +166,23 @@ impl Footer {
     /// Its records, in order. Those of entries and bodies have no payload.
     pub(crate) fn records(&self) -> FooterRecords {
         let left = self.records;
-        FooterRecords { segment: self.number, rest: self.bytes.clone(), groups: Vec::new(), next_offset: 0, left }
+        FooterRecords {
+            segment: self.number,
+            bytes: self.bytes.clone(),
+            position: 0,
+            groups: Vec::new(),
+            next_offset: 0,
+            left,
+        }
     }
 }
 
 /// Goes through the records of a footer.
 pub(crate) struct FooterRecords {
     segment: u32,
-    rest: Bytes,
+    bytes: Bytes,
+    /// Of the next record.
+    position: usize,
     groups: Vec<(GroupKey, Previous)>,
     next_offset: u32,
     left: u64,
@@ -187,8 +196,7 @@ impl FooterRecords {
     }
 
     fn decode(&mut self) -> Option<(Record, Location)> {
-        let rest = self.rest.clone();
-        let mut cursor = Cursor(&rest);
+        let mut cursor = Cursor(self.bytes.get(self.position..)?);
         let kind = Kind::from_byte(cursor.u8()?)?;
         let number = cursor.varint()?;
         if number == self.groups.len() as u64 {
@@ -202,16 +210,16 @@ impl FooterRecords {
         let term = unzigzag(previous.term, cursor.varint()?);
         let offset = self.next_offset.wrapping_add(u32::try_from(cursor.varint()?).ok()?);
         let len = u32::try_from(cursor.varint()?).ok()?;
-        let mut start = rest.len() - cursor.0.len();
+        let mut position = self.bytes.len() - cursor.0.len();
         let mut payload = Bytes::new();
         if !is_elsewhere(kind) {
             cursor.bytes(len as usize)?;
-            payload = rest.slice(start..start + len as usize);
-            start += len as usize;
+            payload = self.bytes.slice(position..position + len as usize);
+            position += len as usize;
         }
         (previous.index, previous.term) = (index, term);
         self.next_offset = offset.checked_add(RECORD_HEADER_BYTES as u32)?.checked_add(len)?;
-        self.rest = rest.slice(start..);
+        self.position = position;
         let record = Record { kind, key: *key, index, term, payload };
         Some((record, Location { segment: self.segment, offset, len }))
     }

@@ -9,6 +9,10 @@ pub(crate) struct IndexSet {
 }
 
 impl IndexSet {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.blocks.is_empty()
+    }
+
     pub(crate) fn contains(&self, index: u64) -> bool {
         self.blocks.get(&(index / 64)).is_some_and(|bits| bits >> (index % 64) & 1 == 1)
     }

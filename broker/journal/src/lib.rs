@@ -35,6 +35,7 @@ mod checkpoint;
 mod chore;
 pub mod conformance;
 mod encoding;
+mod entry_run;
 mod filesystem;
 mod footer;
 mod identity;

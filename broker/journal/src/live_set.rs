@@ -50,6 +50,26 @@ impl Block {
     }
 }
 
+/// Up to 64 neighbours of a set; at least one.
+pub(crate) struct Piece<'a> {
+    number: u64,
+    block: &'a Block,
+}
+
+impl Piece<'_> {
+    pub(crate) fn first(&self) -> u64 {
+        self.number * 64 + u64::from(self.block.bits.trailing_zeros())
+    }
+
+    pub(crate) fn last(&self) -> u64 {
+        self.number * 64 + u64::from(63 - self.block.bits.leading_zeros())
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, RecordSize)> + '_ {
+        self.block.iter(self.number)
+    }
+}
+
 impl LiveSet {
     pub(crate) fn get(&self, index: u64) -> Option<RecordSize> {
         let block = self.blocks.get(&(index / 64))?;
@@ -65,6 +85,32 @@ impl LiveSet {
         let block = self.blocks.entry(index / 64).or_default();
         block.bits |= 1 << (index % 64);
         block.sizes[(index % 64) as usize] = size;
+    }
+
+    /// Adds what is ascending.
+    pub(crate) fn extend(&mut self, all: impl Iterator<Item = (u64, RecordSize)>) {
+        let mut all = all.peekable();
+        while let Some(number) = all.peek().map(|(index, _)| index / 64) {
+            let block = self.blocks.entry(number).or_default();
+            while let Some((index, size)) = all.next_if(|(index, _)| index / 64 == number) {
+                block.bits |= 1 << (index % 64);
+                block.sizes[(index % 64) as usize] = size;
+            }
+        }
+    }
+
+    /// All of it in pieces of at most 64, ascending.
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = Piece<'_>> {
+        self.blocks.iter().map(|(number, block)| Piece { number: *number, block })
+    }
+
+    /// Adds a piece of another set, to nothing of it that is here.
+    pub(crate) fn insert_piece(&mut self, piece: &Piece<'_>) {
+        let block = self.blocks.entry(piece.number).or_default();
+        for (index, size) in piece.block.iter(0) {
+            block.bits |= 1 << index;
+            block.sizes[index as usize] = size;
+        }
     }
 
     /// The size it had, if it was there.
@@ -162,6 +208,12 @@ mod tests {
                     plain.insert(index, size);
                 }
                 4..=5 => assert_eq!(ours.remove(index), plain.remove(&index)),
+                7 if step % 20 == 0 => {
+                    let start = plain.last_key_value().map_or(0, |(last, _)| last + 1);
+                    let more = (start..start + 100).filter(|index| index % 5 > 0).map(|index| (index, RecordSize(9)));
+                    ours.extend(more.clone());
+                    plain.extend(more);
+                }
                 6 if step % 20 == 0 => {
                     let tail = ours.split_off(index);
                     assert!(tail.iter().eq(plain.split_off(&index)));
@@ -171,6 +223,15 @@ mod tests {
         }
         assert!(ours.iter().eq(plain.iter().map(|(index, size)| (*index, *size))));
         assert!(ours.indexes().iter().eq(plain.keys().copied()));
+        let mut copy = LiveSet::default();
+        for piece in ours.pieces() {
+            assert_eq!(
+                (piece.iter().next().map(|it| it.0), piece.iter().last().map(|it| it.0)),
+                (Some(piece.first()), Some(piece.last()))
+            );
+            copy.insert_piece(&piece);
+        }
+        assert!(copy.iter().eq(ours.iter()));
         let listed: Runs = (0..1_000).filter(|index| index % 300 < 200).collect();
         for up_to in [0, 63, 64, 250, 999, 5_000] {
             let unlisted = plain.keys().copied().filter(|index| *index <= up_to && !listed.contains(*index));

@@ -9,6 +9,7 @@
 
 use crate::accounting::{Accounting, JOURNAL_KEY};
 use crate::checkpoint::{checkpoint_name, is_checkpoint_name};
+use crate::entry_run::EntryRun;
 use crate::filesystem::{FileSystem, StoredFile};
 use crate::footer::{Footer, FooterBuilder};
 use crate::identity;
@@ -356,10 +357,18 @@ impl<F: FileSystem> Recovery<F> {
             return Ok(false);
         }
         let mut records = footer.records();
+        let mut run = EntryRun::default();
         for (record, location) in records.by_ref() {
-            self.replay.apply(&record, location);
-            self.accounting.apply(&record, number, location.len);
+            if run.add(&record, location) {
+                continue;
+            }
+            self.take_run(&mut run, number);
+            if !run.add(&record, location) {
+                self.replay.apply(&record, location);
+                self.accounting.apply(&record, number, location.len);
+            }
         }
+        self.take_run(&mut run, number);
         if !records.is_complete() {
             self.damage(&name, "the footer verifies and makes no sense");
             self.replay.lost(&format!("the footer of {name} makes no sense"));
@@ -368,6 +377,15 @@ impl<F: FileSystem> Recovery<F> {
         self.segments.insert(number, Arc::new(ReadableSegment { file, epoch: sealed.epoch }));
         self.kept.insert(number, sealed);
         Ok(true)
+    }
+
+    /// Replays entries that follow one another.
+    fn take_run(&mut self, run: &mut EntryRun, segment: u32) {
+        if !run.is_empty() {
+            self.replay.entries(run);
+            self.accounting.entries(run, segment);
+            run.clear();
+        }
     }
 
     /// Whether the content of a segment is what its footer was made of.
@@ -451,9 +469,12 @@ impl<F: FileSystem> Recovery<F> {
         let old = self.tail.iter().map(|(_, location)| *location);
         let moved: BTreeMap<Location, Location> = old.zip(locations.iter().copied()).collect();
         let keys: BTreeSet<GroupKey> = self.tail.iter().map(|(record, _)| record.key).collect();
+        let segment = self.tail.first().map(|(_, location)| location.segment);
         for group in groups.iter_mut().filter(|group| keys.contains(&group.key)) {
             let entries = group.entries.iter_mut().map(|entry| &mut entry.location);
-            for location in entries.chain(group.bodies.iter_mut().map(|(_, location)| location)) {
+            let all = entries.chain(group.bodies.iter_mut().map(|(_, location)| location));
+            // Of millions only the last few lie in the segment of the last batch.
+            for location in all.filter(|location| Some(location.segment) == segment) {
                 if let Some(new) = moved.get(location) {
                     *location = *new;
                 }

@@ -3,6 +3,7 @@
 use crate::accounting::JOURNAL_KEY;
 use crate::blocks::Blocks;
 use crate::checkpoint;
+use crate::entry_run::EntryRun;
 use crate::filesystem::FileSystem;
 use crate::record::{HardStatePayload, Kind, ListedGroup, Mark, Record, Summary, corruption_of, indexes_of};
 use crate::runs::Runs;
@@ -52,11 +53,29 @@ impl ReplayGroup {
         }
     }
 
+    /// As [`ReplayGroup::entry`] for each of them.
+    fn entries(&mut self, run: &EntryRun) {
+        let slot = |location| LogSlot { term: run.term, location: Some(location) };
+        if run.first > self.compacted {
+            self.log.truncate(run.first);
+            self.log.extend(run.iter().map(|(index, location)| (index, slot(location))));
+        } else {
+            run.iter().for_each(|(index, location)| self.entry(index, slot(location)));
+        }
+    }
+
     fn compact(&mut self, up_to: u64, live: &Runs) {
         self.bodies.keep_up_to(up_to, live);
-        for (index, slot) in self.log.take_up_to(up_to).iter() {
-            if live.contains(index) && !self.bodies.contains(index) {
-                self.bodies.insert(index, BodySlot { location: slot.location, installed: false });
+        let body = |slot: LogSlot| BodySlot { location: slot.location, installed: false };
+        for (first, last, slots) in self.log.take_up_to(up_to).pieces() {
+            if live.covers(first, last + 1) && self.bodies.last().is_none_or(|body| body < first) {
+                self.bodies.extend(slots.map(|(index, slot)| (index, body(slot))));
+                continue;
+            }
+            for (index, slot) in slots {
+                if live.contains(index) && !self.bodies.contains(index) {
+                    self.bodies.insert(index, body(slot));
+                }
             }
         }
         // Usually all are there and nothing else is; otherwise those that are not there were lost.
@@ -176,6 +195,11 @@ impl Replay {
             }
             group
         })
+    }
+
+    /// Takes the next entries of the log.
+    pub(crate) fn entries(&mut self, run: &EntryRun) {
+        self.group(run.key).entries(run);
     }
 
     /// Takes the next record of the log, which lies at `location`.
