@@ -4,7 +4,7 @@
 //! before it is acted upon, as an identity record of the journal.
 
 use holdfast_journal::Recovered;
-use holdfast_queue::ids::{GroupId, MemberId};
+use holdfast_queue::ids::{GroupId, Incarnation, MemberId};
 
 /// The UUID of a data directory.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -38,6 +38,9 @@ pub struct Membership {
     pub cluster_id: String,
     /// Raised by a forced recovery; a member with a lower one refuses to take part.
     pub cluster_epoch: u64,
+    /// Group 0's life in that epoch. Two forced recoveries that do not know of each other make equal epochs and differ here:
+    /// their members refuse each other.
+    pub meta_incarnation: Incarnation,
     /// This member's Raft id, never used again for another disk.
     pub member: MemberId,
     /// True until the metadata is here: only a member that never had it may begin with an empty replica of group 0. Any
@@ -75,7 +78,7 @@ pub enum IdentityError {
     LogGone { member: MemberId, cluster_id: String },
 }
 
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 impl Identity {
     /// The identity of a data directory that belongs to no cluster yet.
@@ -107,6 +110,8 @@ impl Identity {
                 out.push(1);
                 put_str(&mut out, &m.cluster_id);
                 out.extend_from_slice(&m.cluster_epoch.to_be_bytes());
+                out.extend_from_slice(&m.meta_incarnation.counter.to_be_bytes());
+                out.extend_from_slice(&m.meta_incarnation.nonce.to_be_bytes());
                 out.extend_from_slice(&m.member.0.to_be_bytes());
                 out.push(u8::from(m.joining));
                 out.extend_from_slice(&m.meta_generation.to_be_bytes());
@@ -133,12 +138,21 @@ impl Identity {
             1 => {
                 let cluster_id = r.string()?;
                 let cluster_epoch = r.u64()?;
+                let meta_incarnation = Incarnation { counter: r.u32()?, nonce: r.u64()? };
                 let member = MemberId(r.u64()?);
                 let joining = r.take(1)?[0] != 0;
                 let meta_generation = r.u32()?;
                 let count = r.u16()?;
                 let peers = (0..count).map(|_| r.string()).collect::<Result<_, _>>()?;
-                Some(Membership { cluster_id, cluster_epoch, member, joining, meta_generation, peers })
+                Some(Membership {
+                    cluster_id,
+                    cluster_epoch,
+                    meta_incarnation,
+                    member,
+                    joining,
+                    meta_generation,
+                    peers,
+                })
             }
             _ => return Err(IdentityError::Unreadable("unknown kind of membership")),
         };
@@ -192,6 +206,7 @@ mod tests {
             membership: Some(Membership {
                 cluster_id: "c1".into(),
                 cluster_epoch: 3,
+                meta_incarnation: Incarnation { counter: 2, nonce: 11 },
                 member: MemberId(7),
                 joining: true,
                 meta_generation: 4,

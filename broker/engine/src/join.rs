@@ -33,11 +33,6 @@ pub(crate) enum AfterIdentity {
     Settled,
 }
 
-/// Group 0 has one life for each cluster epoch.
-pub(crate) fn metadata_incarnation() -> Incarnation {
-    Incarnation::default()
-}
-
 /// What envelopes carry of the cluster id.
 fn cluster_hash(cluster_id: &str) -> u64 {
     // FNV-1a: stable across builds, and any difference is only a second guard after the hello.
@@ -48,6 +43,11 @@ impl<R: EntryReader> Member<R> {
     /// This member's Raft id; 0 while it belongs to no cluster.
     pub(crate) fn me(&self) -> MemberId {
         self.identity.membership.as_ref().map_or(MemberId(0), |own| own.member)
+    }
+
+    /// Group 0 has one life for each cluster epoch: the first one, until a forced recovery makes another.
+    pub(crate) fn metadata_incarnation(&self) -> Incarnation {
+        self.identity.membership.as_ref().map_or(Incarnation::default(), |own| own.meta_incarnation)
     }
 
     /// Makes the host of replicas, now that the cluster and this member's id are known.
@@ -109,6 +109,7 @@ impl<R: EntryReader> Member<R> {
         self.identity.membership = Some(Membership {
             cluster_id,
             cluster_epoch: FIRST_EPOCH,
+            meta_incarnation: Incarnation::default(),
             member,
             joining: true,
             meta_generation: 0,
@@ -123,7 +124,7 @@ impl<R: EntryReader> Member<R> {
     pub(crate) fn create_metadata(&mut self) {
         let me = self.me();
         let birth = GroupBirth {
-            key: group_key(GroupId::META, metadata_incarnation()),
+            key: group_key(GroupId::META, self.metadata_incarnation()),
             voters: vec![me],
             learners: Vec::new(),
             leader: Some(me),
@@ -150,6 +151,7 @@ impl<R: EntryReader> Member<R> {
         self.identity.membership = Some(Membership {
             cluster_id: invite.cluster_id,
             cluster_epoch: invite.cluster_epoch,
+            meta_incarnation: invite.incarnation,
             member: invite.member,
             joining: true,
             meta_generation: invite.generation,
@@ -169,7 +171,7 @@ impl<R: EntryReader> Member<R> {
         {
             return;
         }
-        self.join_metadata(metadata_incarnation());
+        self.join_metadata(self.metadata_incarnation());
     }
 
     /// True when another member of this member's cluster is linked.
@@ -293,7 +295,7 @@ impl<R: EntryReader> Member<R> {
             cluster_id: cluster.cluster_id.clone(),
             cluster_epoch: cluster.epoch,
             member,
-            incarnation: metadata_incarnation(),
+            incarnation: self.metadata_incarnation(),
             generation: replica.generation,
             peers: meta.members().map(|(_, member)| member.address.clone()).collect(),
         };

@@ -14,6 +14,7 @@
 //! | `join` | bootstrap, invitation, registration, and the care for who is in the cluster |
 //! | `replicas` | which replicas this member makes, destroys and has replaced |
 //! | `mover`, `rebalance` | a group's way to the replicas that it should have; which groups may go it at a time |
+//! | `recovery`, `epochs` | forced recovery from the disks that are left; members that it left behind |
 //! | `peers`, `links`, `peer_message` | links, heartbeats, suspicion, relays; the peer protocol |
 //! | `alarms`, `flow` | memory and disk alarms; byte budgets that all connections share |
 //! | `admin`, `admin_requests`, `queue_reports`, `metrics`, `identity` | the operator's door; counters; who this disk is |
@@ -37,6 +38,7 @@ mod clients;
 mod consuming;
 mod copies;
 mod endings;
+mod epochs;
 mod flow;
 mod groups;
 pub mod identity;
@@ -53,6 +55,7 @@ mod peers;
 mod publishing;
 mod queue_reports;
 mod rebalance;
+pub mod recovery;
 mod replicas;
 mod requests;
 mod rng;

@@ -22,6 +22,7 @@ impl<R: EntryReader> Member<R> {
             protocol: PROTOCOL_VERSION,
             cluster_id: membership.map(|membership| membership.cluster_id.clone()),
             cluster_epoch: membership.map_or(0, |membership| membership.cluster_epoch),
+            meta_incarnation: self.metadata_incarnation(),
             uuid: self.identity.uuid.0,
             member: membership.map(|membership| membership.member),
             boot: self.boot,
@@ -150,6 +151,7 @@ impl<R: EntryReader> Member<R> {
     }
 
     fn hello(&mut self, link: LinkId, hello: Hello) {
+        self.look_at_epoch(&hello);
         if let Some(reason) = self.refusal(&hello) {
             self.send_on(link, &PeerMessage::Refused { reason: reason.clone() });
             return self.close_link(link, reason);
@@ -185,11 +187,8 @@ impl<R: EntryReader> Member<R> {
         if own.cluster_id != *theirs {
             return Some(format!("member {} belongs to cluster {theirs}, this one to {}", hello.name, own.cluster_id));
         }
-        if own.cluster_epoch > hello.cluster_epoch {
-            return Some(format!(
-                "member {} is of epoch {} of the cluster, which is at epoch {}",
-                hello.name, hello.cluster_epoch, own.cluster_epoch
-            ));
+        if let Some(reason) = crate::epochs::other_epoch(own, hello) {
+            return Some(reason);
         }
         let replaced = |member: MemberId| {
             let info = self.metadata()?.member(member)?;

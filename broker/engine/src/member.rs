@@ -310,6 +310,12 @@ impl<R: EntryReader> Member<R> {
         }
     }
 
+    /// This disk is not part of the cluster any more: nothing that it holds may be confirmed or served.
+    pub(crate) fn stop_left_behind(&mut self, reason: String) {
+        self.outputs.push_back(Output::LeftBehind { reason });
+        self.stopping = Some(Stopping::Done);
+    }
+
     fn journal_upkeep(&mut self, upkeep: Upkeep) {
         for finding in &upkeep.findings {
             self.event(Severity::Error, format!("the journal is damaged: {finding}"));

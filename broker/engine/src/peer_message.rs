@@ -12,7 +12,7 @@ use holdfast_queue::queue::QueueEffect;
 use crate::alarms::Alarms;
 
 /// The version of this protocol; another one is refused at the hello.
-pub(crate) const PROTOCOL_VERSION: u32 = 2;
+pub(crate) const PROTOCOL_VERSION: u32 = 3;
 
 /// The first message on a link, from both ends, and again when what it says has changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub(crate) struct Hello {
     /// None on a blank member.
     pub cluster_id: Option<String>,
     pub cluster_epoch: u64,
+    /// Group 0's life in that epoch.
+    pub meta_incarnation: Incarnation,
     pub uuid: u128,
     pub member: Option<MemberId>,
     pub boot: BootId,
@@ -216,6 +218,7 @@ impl Codec for Hello {
         self.protocol.encode(out);
         self.cluster_id.encode(out);
         self.cluster_epoch.encode(out);
+        put_incarnation(self.meta_incarnation, out);
         out.fixed64((self.uuid >> 64) as u64);
         out.fixed64(self.uuid as u64);
         self.member.encode(out);
@@ -230,6 +233,7 @@ impl Codec for Hello {
             protocol: Codec::decode(input)?,
             cluster_id: Codec::decode(input)?,
             cluster_epoch: Codec::decode(input)?,
+            meta_incarnation: incarnation(input)?,
             uuid: (u128::from(input.fixed64()?) << 64) | u128::from(input.fixed64()?),
             member: Codec::decode(input)?,
             boot: Codec::decode(input)?,
@@ -497,6 +501,7 @@ mod tests {
                 protocol: 1,
                 cluster_id: Some("c".into()),
                 cluster_epoch: 2,
+                meta_incarnation: Incarnation { counter: 1, nonce: 8 },
                 uuid: u128::MAX - 5,
                 member: Some(MemberId(3)),
                 boot: BootId(9),

@@ -350,6 +350,7 @@ mod tests {
             protocol: 1,
             cluster_id: None,
             cluster_epoch: 1,
+            meta_incarnation: Default::default(),
             uuid: u128::from(member),
             member: Some(MemberId(member)),
             boot: BootId(boot),

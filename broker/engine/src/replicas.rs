@@ -15,7 +15,7 @@ use holdfast_queue::queue::QueueMachine;
 use holdfast_queue::time::{Duration, Instant};
 use holdfast_replica::{GroupBirth, group_key};
 
-use crate::join::{AfterIdentity, metadata_incarnation};
+use crate::join::AfterIdentity;
 use crate::member::Member;
 use crate::peer_message::PeerMessage;
 use crate::requests::Waiter;
@@ -268,12 +268,12 @@ impl<R: EntryReader> Member<R> {
             return;
         }
         self.event(Severity::Warning, format!("this member's metadata was damaged: it is fetched anew ({generation})"));
-        self.destroy_replica(GroupId::META, metadata_incarnation());
+        self.destroy_replica(GroupId::META, self.metadata_incarnation());
         if let Some(membership) = self.identity.membership.as_mut() {
             membership.meta_generation = generation;
         }
         self.write_identity(AfterIdentity::Nothing);
-        self.join_metadata(metadata_incarnation());
+        self.join_metadata(self.metadata_incarnation());
     }
 
     /// Makes a replica of group 0 that waits for what its leader sends.

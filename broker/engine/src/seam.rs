@@ -124,6 +124,8 @@ pub enum Output {
     Event(Event),
     /// The process must end now. `clean` after an orderly shutdown; otherwise the reason is an error.
     Exit { clean: bool, reason: String },
+    /// The process must end now: the cluster was recovered without this disk, which is left as it is.
+    LeftBehind { reason: String },
 }
 
 /// What the process takes of the machine's memory.

@@ -1,6 +1,7 @@
 //! Looking at the files of a stopped member without changing any of them.
 
 use crate::filesystem::FileSystem;
+use crate::reader::JournalReader;
 use crate::recovery::Recovery;
 use crate::types::{Finding, JournalError, RecoveredGroup};
 use bytes::Bytes;
@@ -27,6 +28,8 @@ pub struct Inspection {
     pub findings: Vec<Finding>,
     /// Something that was durable once cannot be read.
     pub is_damaged: bool,
+    /// Records that nobody can name are lost: a group that was on this disk may not be among `groups`.
+    pub forgetful: bool,
 }
 
 /// A segment file that counts.
@@ -53,5 +56,13 @@ pub struct SegmentReport {
 /// Reads what is in a journal's directory. Nobody may be writing there: the caller holds the lock of the data directory.
 /// Errors are those that would keep a member from starting.
 pub fn inspect<F: FileSystem>(fs: &F, scrutiny: Scrutiny) -> Result<Inspection, JournalError> {
+    Recovery::look(fs, scrutiny).map(|(found, _)| found)
+}
+
+/// As [`inspect`], with a reader of the payloads that the places in it name.
+pub fn inspect_with_reader<F: FileSystem>(
+    fs: &F,
+    scrutiny: Scrutiny,
+) -> Result<(Inspection, JournalReader<F>), JournalError> {
     Recovery::look(fs, scrutiny)
 }

@@ -58,7 +58,7 @@ mod writer;
 
 pub use chore::{Chore, Done};
 pub use filesystem::{DiskSpace, FileSystem, RealFileSystem, StoredFile};
-pub use inspection::{Inspection, Scrutiny, SegmentReport, inspect};
+pub use inspection::{Inspection, Scrutiny, SegmentReport, inspect, inspect_with_reader};
 pub use reader::{EntryReader, JournalReader, ReadError};
 pub use types::{
     Batch, BatchId, Checkpoint, CheckpointStored, Corruption, Damage, Finding, GroupKey, HardState, Incarnation,

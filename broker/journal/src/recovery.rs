@@ -103,7 +103,7 @@ impl<F: FileSystem> Recovery<F> {
     }
 
     /// Reads everything that a start would read, or more, and changes nothing.
-    pub(crate) fn look(fs: &F, scrutiny: Scrutiny) -> Result<Inspection, JournalError> {
+    pub(crate) fn look(fs: &F, scrutiny: Scrutiny) -> Result<(Inspection, JournalReader<F>), JournalError> {
         let names = fs.list().map_err(|error| JournalError::io("list", "the data directory", error))?;
         let mut findings = Vec::new();
         let identity = identity::load(fs, &names, &mut findings)?;
@@ -118,15 +118,20 @@ impl<F: FileSystem> Recovery<F> {
             }
             None => {}
         }
-        let groups = std::mem::take(&mut recovery.replay).finish(fs);
+        let replay = std::mem::take(&mut recovery.replay);
+        let forgetful = replay.is_forgetful();
+        let groups = replay.finish(fs);
         let segments = recovery.kept.values().map(|sealed| recovery.segment_report(sealed)).collect();
-        Ok(Inspection {
+        let reader = JournalReader::new(std::mem::take(&mut recovery.segments));
+        let found = Inspection {
             identity: identity.map(|identity| identity.bytes),
             segments,
             is_damaged: recovery.is_damaged || groups.iter().any(|group| group.corruption.is_some()),
             groups,
+            forgetful,
             findings: recovery.findings,
-        })
+        };
+        Ok((found, reader))
     }
 
     fn segment_report(&self, sealed: &SealedSegment) -> SegmentReport {

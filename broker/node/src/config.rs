@@ -31,6 +31,10 @@ pub struct Config {
     /// refused at start. A blank directory fits any.
     #[serde(default)]
     pub cluster_id: Option<String>,
+    /// A data directory of an earlier epoch of the cluster is refused at start: a forced recovery went on without it. A
+    /// blank directory fits any.
+    #[serde(default)]
+    pub min_cluster_epoch: u64,
     #[serde(default)]
     pub listeners: Listeners,
     pub advertise: Advertise,
@@ -296,6 +300,7 @@ fn every_key() -> Value {
         member: MemberConfig::default(),
         data_dir: PathBuf::new(),
         cluster_id: None,
+        min_cluster_epoch: 0,
         listeners: Listeners::default(),
         advertise: Advertise { peer: String::new() },
         tls: TlsFiles { ca: PathBuf::new(), cert: PathBuf::new(), key: PathBuf::new() },

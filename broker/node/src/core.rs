@@ -38,6 +38,8 @@ const COUNTERS_EVERY: Duration = Duration::from_millis(250);
 #[derive(Debug, PartialEq, Eq)]
 pub struct Ended {
     pub clean: bool,
+    /// The cluster was recovered without this disk.
+    pub left_behind: bool,
     pub reason: String,
 }
 
@@ -145,10 +147,11 @@ impl<R: EntryReader> Core<R> {
         self.member.flush(now);
         let mut ended = None;
         while let Some(output) = self.member.poll() {
-            if let Output::Exit { clean, reason } = output {
-                ended = Some(Ended { clean, reason });
-            } else {
-                self.carry_out(output);
+            match output {
+                Output::Exit { clean, reason } => ended = Some(Ended { clean, left_behind: false, reason }),
+                // Not even what was decided before in this round leaves.
+                Output::LeftBehind { reason } => return Some(Ended { clean: false, left_behind: true, reason }),
+                output => self.carry_out(output),
             }
         }
         self.hand_over();
@@ -236,7 +239,7 @@ impl<R: EntryReader> Core<R> {
                 }
             }
             Output::Event(event) => self.log.write(&event, std::time::Instant::now()),
-            Output::Exit { .. } => unreachable!("handled by the round"),
+            Output::Exit { .. } | Output::LeftBehind { .. } => unreachable!("handled by the round"),
         }
     }
 

@@ -35,5 +35,7 @@ pub mod passwords;
 pub mod peers;
 pub mod pre_stop;
 pub mod probes;
+pub mod recover_command;
+pub mod recovery_dirs;
 pub mod run;
 pub mod tls;

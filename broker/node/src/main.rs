@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use holdfast_node::config::Config;
 use holdfast_node::failure::{ExitKind, Failure};
 use holdfast_node::journal_command::{self, JournalCommand};
+use holdfast_node::recover_command::{self, RecoverCommand};
 use holdfast_node::{dev, logging, passwords, pre_stop, run};
 
 /// Messages are taken in by one thread and let go by another, which leaves the C library's allocator with more than
@@ -48,6 +49,11 @@ enum Command {
     Journal {
         #[command(subcommand)]
         command: JournalCommand,
+    },
+    /// Go on from the disks that are left when a majority is gone for good.
+    Recover {
+        #[command(subcommand)]
+        command: RecoverCommand,
     },
     /// Print the version.
     Version,
@@ -94,6 +100,9 @@ fn carry_out(command: Command) -> Result<ExitCode, Failure> {
         }
         Command::Journal { command } => {
             return journal_command::journal(&command).map(|sound| ExitCode::from(u8::from(!sound)));
+        }
+        Command::Recover { command } => {
+            return recover_command::recover(&command).map(|healthy| ExitCode::from(u8::from(!healthy)));
         }
         Command::Version => {
             println!("holdfast-broker {}", env!("CARGO_PKG_VERSION"));

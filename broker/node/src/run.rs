@@ -67,6 +67,7 @@ pub fn run(config: &Config) -> Result<(), Failure> {
         tracing::warn!("journal: {finding}");
     }
     refuse_other_cluster(&data_dir, config, &recovered)?;
+    refuse_old_epoch(&data_dir, config, &recovered)?;
     let process = Process { config, data_dir: &data_dir, certificates: &certificates, runtime: &runtime, metrics };
     let ended = process.work(listeners, journal, recovered)?;
     runtime.shutdown_timeout(LAST_BYTES);
@@ -75,6 +76,12 @@ pub fn run(config: &Config) -> Result<(), Failure> {
             tracing::info!("stopped: {}", ended.reason);
             Ok(())
         }
+        false if ended.left_behind => Err(Failure::new(
+            ExitKind::Data,
+            ended.reason,
+            "this member serves nothing from its directory; nothing in it was deleted, `holdfast-broker journal inspect` \
+             says what it holds",
+        )),
         false => Err(Failure::new(
             ExitKind::Internal,
             format!("this member had to stop: {}", ended.reason),
@@ -164,6 +171,27 @@ fn refuse_other_cluster(data_dir: &DataDir, config: &Config, recovered: &Recover
             membership.cluster_id
         ),
         "give this member its own directory or volume, or an empty one, which joins anew; nothing was deleted",
+    ))
+}
+
+/// A directory that a forced recovery went on without is left as it is, and never takes part again.
+fn refuse_old_epoch(data_dir: &DataDir, config: &Config, recovered: &Recovered) -> Result<(), Failure> {
+    let identity = recovered.identity.as_ref().and_then(|bytes| Identity::decode(bytes).ok());
+    let Some(own) = identity.and_then(|identity| identity.membership) else { return Ok(()) };
+    if own.cluster_epoch >= config.min_cluster_epoch {
+        return Ok(());
+    }
+    Err(Failure::new(
+        ExitKind::Data,
+        format!(
+            "the data directory {} is of epoch {} of cluster {}, and this member must be of epoch {} or later: the cluster \
+             was recovered without this directory",
+            data_dir.path().display(),
+            own.cluster_epoch,
+            own.cluster_id,
+            config.min_cluster_epoch
+        ),
+        "move it away and start with an empty one, which joins anew; nothing was deleted",
     ))
 }
 
@@ -308,7 +336,9 @@ async fn until_ended(
         None => {
             tracing::info!("told to stop");
             let _ = inbox.control.send(Arrival::Input(Input::Shutdown), 0).await;
-            let late = || Ok(Ok(Ended { clean: true, reason: format!("not drained within {patience:?}") }));
+            let late = || {
+                Ok(Ok(Ended { clean: true, left_behind: false, reason: format!("not drained within {patience:?}") }))
+            };
             tokio::time::timeout(patience, ended).await.unwrap_or_else(|_| late())
         }
     };

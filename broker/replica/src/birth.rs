@@ -297,7 +297,7 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
 
 /// Where the log can begin, and how many entries are before that. raft-rs needs the term at the prefix. The journal keeps
 /// none, so it is the checkpoint's if that is where the prefix is, and else the first entry's own.
-fn first_known_term(
+pub(crate) fn first_known_term(
     checkpoint: &Checkpoint,
     compacted: u64,
     entries: &[holdfast_journal::RecoveredEntry],

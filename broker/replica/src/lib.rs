@@ -16,6 +16,7 @@
 //! | `membership`, `change_known` | changes of the membership: which are taken, and when they may be acted upon |
 //! | `leadership` | the lease, effects that wait for it, transfers |
 //! | `clock`, `suspicion` | ticks, quiescence; ranked elections when a member dies |
+//! | `salvage` | a stopped member's copy of a group, read for a forced recovery |
 //! | `upkeep` | bodies that the journal moved, logs that it wants shorter, payloads that it lost |
 //! | `compaction`, `snapshot_send`, `snapshot_receive` | checkpoints, and Raft snapshots beside Raft |
 //!
@@ -47,6 +48,7 @@ mod membership;
 mod parking;
 mod ready;
 mod receive;
+mod salvage;
 mod snapshot_receive;
 mod snapshot_send;
 mod suspicion;
@@ -61,3 +63,4 @@ pub use config::HostConfig;
 pub use envelope::{ENVELOPE_VERSION, Envelope, EnvelopeError};
 pub use host::Host;
 pub use membership::CAUGHT_UP_LAG;
+pub use salvage::{GroupCopy, VoterHalves};

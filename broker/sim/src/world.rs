@@ -568,7 +568,9 @@ impl World {
                 self.crash(member, false);
                 self.schedule(self.now_us + 500_000, Event::Restart { member });
             }
-            Output::Exit { clean: false, reason } => return Err(format!("m{member} ended itself: {reason}")),
+            Output::Exit { reason, .. } | Output::LeftBehind { reason } => {
+                return Err(format!("m{member} ended itself: {reason}"));
+            }
         }
         Ok(())
     }

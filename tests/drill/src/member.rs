@@ -66,6 +66,7 @@ impl Member {
             member: MemberConfig { name: member.name.clone(), zone: format!("zone-{number}") },
             data_dir: member.volume.path().to_path_buf(),
             cluster_id: Some(files.cluster_id.to_owned()),
+            min_cluster_epoch: 0,
             listeners: Listeners {
                 amqp: at(5672),
                 amqps: Listen::Off,

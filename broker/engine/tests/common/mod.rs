@@ -275,6 +275,7 @@ impl Cluster {
             }
             Output::Event(event) => self.events.push(format!("{} m{at}: {}", self.now.0 / 1000, event.text)),
             Output::Exit { clean, reason } => self.exits.push((at, clean, reason)),
+            Output::LeftBehind { reason } => self.exits.push((at, false, reason)),
         }
     }
 

@@ -96,6 +96,7 @@ impl MemberPlan {
             member: MemberConfig { name: self.name.clone(), zone: self.zone.clone() },
             data_dir: self.data_dir.clone(),
             cluster_id: Some(cluster_id.to_owned()),
+            min_cluster_epoch: 0,
             listeners: Listeners {
                 amqp: Listen::At(self.amqp),
                 amqps: Listen::Off,

@@ -7,5 +7,6 @@ mod cluster;
 mod disk_faults;
 mod full_disk;
 mod journal;
+mod recovery;
 mod starting;
 mod survival;

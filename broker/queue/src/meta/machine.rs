@@ -179,7 +179,7 @@ impl MetaMachine {
     }
 
     /// Builds what is derived from the rest.
-    fn derive(&mut self) {
+    pub(super) fn derive(&mut self) {
         self.loads = placement::loads(&self.groups);
         self.unsettled = self.groups.iter().filter(|(_, group)| !group.is_settled()).map(|(id, _)| *id).collect();
         self.router = Router::of(&self.vhosts);

@@ -11,6 +11,7 @@ mod placement;
 mod policies;
 mod policy_keys;
 mod queues;
+mod recovery;
 mod replicas;
 mod replication;
 mod state;
@@ -22,6 +23,7 @@ pub use machine::MetaMachine;
 pub use placement::{Chosen, Load, Wish, place};
 pub use policies::{ApplyTo, EffectivePolicy, NewPolicy, Policy, PolicyKind, keys_not_honoured, keys_without_effect};
 pub use queues::queue_settings;
+pub use recovery::{Reborn, Recovery, SEEDED_GENERATION, SOURCE_GENERATION};
 pub use replication::MAX_REPLICAS;
 pub use state::{
     ClusterInfo, ExchangeInfo, ExchangeKind, GroupInfo, MemberInfo, Owner, Placement, QueueInfo, Standing, Target,
