@@ -18,6 +18,9 @@ const MARKER: &str = "HOLDFAST";
 const FRESH_MARKER: &str = "HOLDFAST.new";
 const MARKER_TEXT: &str = "Holdfast data directory, layout 1. Do not change or remove files in it.\n";
 
+/// Where the journal lives in it.
+pub(crate) const JOURNAL: &str = "journal";
+
 /// An exclusively locked data directory. The lock goes with the process, however it ends.
 #[derive(Debug)]
 pub struct DataDir {
@@ -69,7 +72,7 @@ impl DataDir {
 
     /// Where the journal lives in it.
     pub fn journal(&self) -> PathBuf {
-        self.path.join("journal")
+        self.path.join(JOURNAL)
     }
 }
 

@@ -11,6 +11,7 @@ use holdfast_journal::{Batch, Chore, Done, FileSystem, Journal, JournalError, Op
 
 use crate::failure::{ExitKind, Failure};
 use crate::inbox::{Arrival, Lane};
+use crate::journal_pause::JournalPause;
 use crate::metrics::NodeMetrics;
 
 /// Batches and bytes that one write takes; what is over waits for the next.
@@ -33,6 +34,8 @@ enum Work {
     Write(Batch, u64, Instant),
     /// A chore is done; its outcome is in a channel of its own.
     ChoreDone,
+    /// Somebody wants the journal to stand still.
+    Pause,
     /// Nothing comes after this.
     End,
 }
@@ -41,9 +44,34 @@ enum Work {
 pub struct JournalHandle {
     queue: Sender<Work>,
     metrics: Arc<NodeMetrics>,
+    pause: JournalPause,
+}
+
+/// Makes a running journal stand still.
+#[derive(Clone)]
+pub struct JournalBrake {
+    queue: Sender<Work>,
+    pause: JournalPause,
+}
+
+impl JournalBrake {
+    /// The journal writes nothing for so long at least. False if it did not come to that in time. Blocks.
+    pub fn hold(&self, at_least: Duration) -> bool {
+        self.pause.hold(at_least, || drop(self.queue.send(Work::Pause)))
+    }
+
+    /// How long, and its end.
+    pub fn pause(&self) -> &JournalPause {
+        &self.pause
+    }
 }
 
 impl JournalHandle {
+    /// For the admin API.
+    pub fn brake(&self) -> JournalBrake {
+        JournalBrake { queue: self.queue.clone(), pause: self.pause.clone() }
+    }
+
     /// Hands a batch over, in order.
     pub fn submit(&self, batch: Batch) {
         let bytes = size_bytes(&batch);
@@ -75,10 +103,12 @@ pub fn start<F: FileSystem>(
 ) -> std::io::Result<(JournalHandle, JoinHandle<()>)> {
     let (queue, work) = channel();
     let chores = Chores::start(queue.clone())?;
-    let handle = JournalHandle { queue, metrics: metrics.clone() };
+    let pause = JournalPause::default();
+    let handle = JournalHandle { queue, metrics: metrics.clone(), pause: pause.clone() };
     let thread = std::thread::Builder::new().name("journal".into()).stack_size(512 << 10).spawn(move || {
         let now = Instant::now();
-        let writer = Writer { journal, inbox, metrics, chores, granted_at: now, scrub_at: now + FIRST_SCRUB };
+        let writer =
+            Writer { journal, inbox, metrics, chores, pause, busy: 0, granted_at: now, scrub_at: now + FIRST_SCRUB };
         if let Err(error) = writer.work(&work) {
             failed(Failure::new(
                 ExitKind::Io,
@@ -116,6 +146,9 @@ struct Writer<F: FileSystem> {
     inbox: Lane,
     metrics: Arc<NodeMetrics>,
     chores: Chores<F>,
+    pause: JournalPause,
+    /// Chores that are under way.
+    busy: usize,
     granted_at: Instant,
     scrub_at: Instant,
 }
@@ -124,7 +157,7 @@ impl<F: FileSystem> Writer<F> {
     fn work(mut self, work: &Receiver<Work>) -> Result<(), JournalError> {
         let mut together = Vec::new();
         loop {
-            let (mut bytes, mut ends, mut waiting_since) = (0, false, None);
+            let (mut bytes, mut ends, mut pauses, mut waiting_since) = (0, false, false, None);
             let patience = if self.journal.has_work() { GRANT_EVERY } else { IDLE };
             let mut next = match work.recv_timeout(patience) {
                 Ok(first) => Some(first),
@@ -139,9 +172,10 @@ impl<F: FileSystem> Writer<F> {
                         bytes += more;
                     }
                     Work::ChoreDone => {}
+                    Work::Pause => pauses = true,
                     Work::End => ends = true,
                 }
-                if together.len() < WRITE_BATCHES && bytes < WRITE_BYTES {
+                if !pauses && together.len() < WRITE_BATCHES && bytes < WRITE_BYTES {
                     next = work.try_recv().ok();
                 }
             }
@@ -156,6 +190,9 @@ impl<F: FileSystem> Writer<F> {
                 return Ok(());
             }
             self.metrics.journal_upkeep_seconds.observe(began.elapsed().as_secs_f64());
+            if pauses {
+                self.stand_still()?;
+            }
         }
     }
 
@@ -175,9 +212,22 @@ impl<F: FileSystem> Writer<F> {
         Ok(reports.all(|report| self.inbox.send_blocking(Arrival::Written { report, at }).is_ok()))
     }
 
+    /// Chores make and change files too, so none is under way meanwhile.
+    fn stand_still(&mut self) -> Result<(), JournalError> {
+        while self.busy > 0
+            && let Ok(done) = self.chores.done.recv()
+        {
+            self.busy -= 1;
+            self.journal.chore_done(done)?;
+        }
+        self.pause.stand_still();
+        Ok(())
+    }
+
     /// False when the core has ended.
     fn keep_up(&mut self) -> Result<bool, JournalError> {
         while let Ok(done) = self.chores.done.try_recv() {
+            self.busy -= 1;
             self.journal.chore_done(done)?;
         }
         let now = Instant::now();
@@ -192,6 +242,7 @@ impl<F: FileSystem> Writer<F> {
         if let Some(chore) = self.journal.next_chore() {
             // The thread ends only with this one.
             let _ = self.chores.todo.send(chore);
+            self.busy += 1;
         }
         match self.journal.upkeep()? {
             Some(upkeep) => Ok(self.inbox.send_blocking(Arrival::Input(Input::Upkeep(upkeep))).is_ok()),

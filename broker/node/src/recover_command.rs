@@ -6,13 +6,13 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
-use holdfast_engine::recovery::{GroupPlan, Outcome, Plan, PlanError, Role, Survey, plan};
+use holdfast_engine::recovery::{GroupPlan, Outcome, Plan, PlanError, Role};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use crate::clock::random_u64;
 use crate::failure::{ExitKind, Failure};
-use crate::recovery_dirs::{Record, StoppedDir};
+use crate::recovery_dirs::{StoppedDir, Surveyed};
+use crate::recovery_plan::HashedPlan;
 
 /// What to do.
 #[derive(Debug, Subcommand)]
@@ -68,7 +68,7 @@ pub fn recover(command: &RecoverCommand) -> Result<bool, Failure> {
     match command {
         RecoverCommand::Survey { dir } => {
             let stopped = StoppedDir::open(dir)?.ok_or_else(|| nothing_there(dir))?;
-            println!("{}", to_json(&stopped.survey)?);
+            println!("{}", to_json(&stopped.surveyed)?);
             Ok(true)
         }
         RecoverCommand::Plan(args) => {
@@ -123,26 +123,16 @@ impl Planned {
                 None => blank.push(path.clone()),
             }
         }
-        let begun = begun.map(str::to_owned).or_else(|| unfinished(&dirs));
-        let of = |dir: &StoppedDir| match begun.as_ref().and_then(|hash| dir.before(hash)) {
-            Some(record) => record.before.clone(),
-            None => dir.survey.clone(),
-        };
-        let mut surveys: Vec<Survey> = dirs.iter().map(of).collect();
+        let mut found: Vec<Surveyed> = dirs.iter().map(|dir| dir.surveyed.clone()).collect();
         for path in &args.surveys {
-            surveys.push(read_survey(path)?);
+            found.push(read_survey(path)?);
         }
-        surveys.sort_by(|a, b| (a.member, &a.uuid).cmp(&(b.member, &b.uuid)));
-        let plan = plan(&surveys).map_err(no_plan)?;
-        let mut hash = Sha256::new();
-        hash.update(to_json(&plan)?);
-        hash.update(to_json(&surveys)?);
-        let hash = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let HashedPlan { plan, hash } = HashedPlan::make(&found, begun).map_err(no_plan)?;
         Ok(Self { plan, hash, dirs, blank })
     }
 
     fn goes_on(&self, dir: &StoppedDir) -> bool {
-        self.plan.parts().any(|uuid| uuid == dir.survey.uuid)
+        self.plan.parts().any(|uuid| uuid == dir.surveyed.survey.uuid)
     }
 
     fn apply(&self, plan_hash: &str, nonce: Option<u64>) -> Result<Applied, Failure> {
@@ -157,7 +147,7 @@ impl Planned {
             return Ok(Applied::default());
         }
         let drawn = || random_u64().map_err(|error| Failure::new(ExitKind::Internal, error.to_string(), "try again"));
-        let earlier = self.dirs.iter().find_map(|dir| Some(dir.before(plan_hash)?.nonce));
+        let earlier = self.dirs.iter().find_map(|dir| Some(dir.surveyed.before(plan_hash)?.nonce));
         let nonce = match (earlier, nonce) {
             (Some(earlier), Some(given)) if earlier != given => {
                 let problem = format!("this recovery was begun under --nonce {earlier:016x}, not {given:016x}");
@@ -169,28 +159,28 @@ impl Planned {
         let mut applied = Applied { nonce, ..Applied::default() };
         let mut todo: Vec<&StoppedDir> = self.dirs.iter().filter(|dir| self.goes_on(dir)).collect();
         // The metadata last: without it nothing of the new epoch can serve before every other part is there.
-        todo.sort_by_key(|dir| dir.survey.member == self.plan.metadata().source);
+        todo.sort_by_key(|dir| dir.surveyed.survey.member == self.plan.metadata().source);
         for dir in todo {
-            let aside = match dir.before(plan_hash) {
+            let aside = match dir.surveyed.before(plan_hash) {
                 Some(_) => None,
-                None => Some(dir.apply(&self.plan, plan_hash, nonce)?),
+                None => {
+                    let aside = dir.prepare(&self.plan, plan_hash, nonce)?;
+                    dir.exchange(&aside)?;
+                    Some(aside)
+                }
             };
             applied.dirs.push((dir.path().to_path_buf(), aside));
         }
-        let done = |uuid: &str| self.dirs.iter().any(|dir| dir.survey.uuid == uuid);
+        let done = |uuid: &str| self.dirs.iter().any(|dir| dir.surveyed.survey.uuid == uuid);
         let elsewhere = self.plan.disks.iter().filter(|disk| disk.role == Role::GoesOn && !done(&disk.uuid));
         applied.elsewhere = elsewhere.map(|disk| name_of(disk.name.as_deref(), disk.member)).collect();
         Ok(applied)
     }
 
     fn as_json(&self) -> Value {
-        json!({
-            "planHash": self.hash,
-            "needed": self.plan.is_needed,
-            "mayLose": self.plan.groups.iter().any(GroupPlan::may_lose),
-            "plan": self.plan,
-            "blank": self.blank.iter().map(|path| path.display().to_string()).collect::<Vec<_>>(),
-        })
+        let mut plan = HashedPlan { plan: self.plan.clone(), hash: self.hash.clone() }.as_json();
+        plan["blank"] = self.blank.iter().map(|path| path.display().to_string()).collect();
+        plan
     }
 
     fn in_words(&self, args: &RecoverArgs) -> String {
@@ -246,16 +236,7 @@ impl Planned {
     }
 }
 
-/// A recovery that some of the directories have behind them, and others that are parts of it have not.
-fn unfinished(dirs: &[StoppedDir]) -> Option<String> {
-    let lacks = |record: &&Record| {
-        let part = |dir: &&StoppedDir| record.parts.contains(&dir.survey.uuid);
-        dirs.iter().filter(part).any(|dir| dir.survey.epoch < record.epoch)
-    };
-    dirs.iter().filter_map(|dir| dir.record.as_ref()).find(lacks).map(|record| record.plan_hash.clone())
-}
-
-fn read_survey(path: &Path) -> Result<Survey, Failure> {
+fn read_survey(path: &Path) -> Result<Surveyed, Failure> {
     let trouble = |error: &dyn std::fmt::Display| {
         let problem = format!("{} is not what `recover survey` prints: {error}", path.display());
         Failure::new(ExitKind::Data, problem, "make it again with `holdfast-broker recover survey DIR`")

@@ -10,12 +10,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use holdfast_engine::recovery::{Plan, Survey, SurveyError, rebuild, survey};
-use holdfast_journal::{Journal, JournalConfig, JournalError, RealFileSystem, Scrutiny, inspect_with_reader};
+use holdfast_journal::{
+    Inspection, Journal, JournalConfig, JournalError, JournalReader, RealFileSystem, Scrutiny, inspect_with_reader,
+};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::random_u64;
-use crate::data_dir::DataDir;
+use crate::data_dir::{DataDir, JOURNAL};
 use crate::failure::{ExitKind, Failure};
 
 /// In a journal that a recovery made.
@@ -37,14 +39,28 @@ pub struct Record {
     pub before: Survey,
 }
 
-/// A locked data directory of a stopped member.
+/// What a data directory holds, and the last recovery that made its journal.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Surveyed {
+    pub survey: Survey,
+    pub record: Option<Record>,
+}
+
+impl Surveyed {
+    /// What it held before the recovery by this plan, if that has made its journal.
+    pub fn before(&self, plan_hash: &str) -> Option<&Record> {
+        self.record.as_ref().filter(|record| record.plan_hash == plan_hash)
+    }
+}
+
+/// A data directory to which nobody writes.
 #[derive(Debug)]
 pub struct StoppedDir {
-    dir: DataDir,
+    path: PathBuf,
+    /// Its lock; none where this process has it and stands still.
+    _lock: Option<DataDir>,
     /// What it holds.
-    pub survey: Survey,
-    /// The last recovery that made its journal.
-    pub record: Option<Record>,
+    pub surveyed: Surveyed,
 }
 
 fn trouble(path: &Path, kind: ExitKind, what: impl std::fmt::Display, remedy: &str) -> Failure {
@@ -59,9 +75,14 @@ impl StoppedDir {
     /// Takes the directory's lock and reads all that is in it; every byte is verified. None for a directory without
     /// anything to recover. Nothing is changed.
     pub fn open(path: &Path) -> Result<Option<Self>, Failure> {
-        let dir = DataDir::open_existing(path, Duration::ZERO)?;
-        let (found, reader) = read(&dir)?;
-        let surveyed = match survey(&found, &reader) {
+        let lock = DataDir::open_existing(path, Duration::ZERO)?;
+        Ok(Self::paused(path)?.map(|dir| Self { _lock: Some(lock), ..dir }))
+    }
+
+    /// As [`StoppedDir::open`], of this process' own directory, while nothing is written to its journal.
+    pub fn paused(path: &Path) -> Result<Option<Self>, Failure> {
+        let (found, reader) = read(path)?;
+        let survey = match survey(&found, &reader) {
             Ok(surveyed) => surveyed,
             Err(SurveyError::Blank) => return Ok(None),
             Err(error) => {
@@ -69,39 +90,43 @@ impl StoppedDir {
                 return Err(trouble(path, ExitKind::Data, error, remedy));
             }
         };
-        let record = read_record(&dir.journal())?;
-        Ok(Some(Self { dir, survey: surveyed, record }))
+        let surveyed = Surveyed { survey, record: read_record(&path.join(JOURNAL))? };
+        Ok(Some(Self { path: path.to_path_buf(), _lock: None, surveyed }))
     }
 
     /// Where it is.
     pub fn path(&self) -> &Path {
-        self.dir.path()
+        &self.path
     }
 
-    /// What it held before the recovery by this plan, if that has made its journal.
-    pub fn before(&self, plan_hash: &str) -> Option<&Record> {
-        self.record.as_ref().filter(|record| record.plan_hash == plan_hash)
-    }
-
-    /// Gives the directory its part of the plan. On an error it is as it was.
-    pub fn apply(&self, plan: &Plan, plan_hash: &str, nonce: u64) -> Result<PathBuf, Failure> {
+    /// Makes the directory's part of the plan, beside its journal; gives its place. Nothing counts before
+    /// [`StoppedDir::exchange`].
+    pub fn prepare(&self, plan: &Plan, plan_hash: &str, nonce: u64) -> Result<PathBuf, Failure> {
         let aside = self.free_name(plan)?;
-        let record =
-            Record { plan_hash: plan_hash.to_owned(), nonce, epoch: plan.next_epoch(), before: self.survey.clone() };
+        let record = Record {
+            plan_hash: plan_hash.to_owned(),
+            nonce,
+            epoch: plan.next_epoch(),
+            parts: plan.parts().map(str::to_owned).collect(),
+            before: self.surveyed.survey.clone(),
+        };
         if let Err(failure) = self.make_journal(&aside, plan, &record) {
             // What was begun is worth nothing, and takes room.
             let _ = std::fs::remove_dir_all(&aside);
             return Err(failure);
         }
-        let journal = self.dir.journal();
-        renameat_with(CWD, &aside, CWD, &journal, RenameFlags::EXCHANGE)
-            .map_err(|error| io_trouble(self.path(), "the new journal cannot take the old one's place", error))?;
-        sync_dir(self.path())?;
         Ok(aside)
     }
 
+    /// The prepared journal and the old one exchange their places: it has happened wholly or not at all.
+    pub fn exchange(&self, prepared: &Path) -> Result<(), Failure> {
+        renameat_with(CWD, prepared, CWD, self.path.join(JOURNAL), RenameFlags::EXCHANGE)
+            .map_err(|error| io_trouble(self.path(), "the new journal cannot take the old one's place", error))?;
+        sync_dir(self.path())
+    }
+
     fn make_journal(&self, at: &Path, plan: &Plan, record: &Record) -> Result<(), Failure> {
-        let (found, reader) = read(&self.dir)?;
+        let (found, reader) = read(&self.path)?;
         let files = RealFileSystem::new(at).map_err(|error| io_trouble(at, "cannot be made", error))?;
         // First of all, so that an unfinished one is never taken for an old journal.
         write_record(at, record)?;
@@ -120,7 +145,7 @@ impl StoppedDir {
     fn free_name(&self, plan: &Plan) -> Result<PathBuf, Failure> {
         for attempt in 1..100 {
             let number = if attempt == 1 { String::new() } else { format!("-{attempt}") };
-            let name = self.path().join(format!("journal-of-epoch-{}{number}", self.survey.epoch));
+            let name = self.path().join(format!("journal-of-epoch-{}{number}", self.surveyed.survey.epoch));
             if !name.exists() {
                 return Ok(name);
             }
@@ -133,17 +158,17 @@ impl StoppedDir {
     }
 }
 
-fn read(
-    dir: &DataDir,
-) -> Result<(holdfast_journal::Inspection, holdfast_journal::JournalReader<RealFileSystem>), Failure> {
-    let files = RealFileSystem::new(&dir.journal())
-        .map_err(|error| io_trouble(dir.path(), "the journal cannot be opened", error))?;
+type Found = (Inspection, JournalReader<RealFileSystem>);
+
+fn read(path: &Path) -> Result<Found, Failure> {
+    let files = RealFileSystem::new(&path.join(JOURNAL))
+        .map_err(|error| io_trouble(path, "the journal cannot be opened", error))?;
     inspect_with_reader(&files, Scrutiny::EveryByte).map_err(|error| {
         let kind = match error {
             JournalError::IdentityDamaged | JournalError::UnknownVersion { .. } => ExitKind::Data,
             _ => ExitKind::Io,
         };
-        trouble(dir.path(), kind, error, "leave this directory out, or mend its volume; nothing was changed")
+        trouble(path, kind, error, "leave this directory out, or mend its volume; nothing was changed")
     })
 }
 

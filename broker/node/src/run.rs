@@ -24,7 +24,7 @@ use crate::descriptors::connections_allowed;
 use crate::failure::{ExitKind, Failure};
 use crate::http_server;
 use crate::inbox::{Arrival, Inbox, Lanes};
-use crate::journal_thread;
+use crate::journal_thread::{self, JournalBrake};
 use crate::listen::listen;
 use crate::measured_files::{DiskMeter, MeasuredFiles};
 use crate::memory;
@@ -228,7 +228,7 @@ impl Process<'_> {
         let (own_host, _) = host_and_port(&self.config.advertise.peer).unwrap_or_default();
         self.runtime.spawn(memory::watch(inbox.clone(), self.high_watermark_bytes()));
         let peers = Peers::new(inbox.clone(), self.certificates.client()?, own_host);
-        self.serve(listeners, &inbox, &peers, &metrics, clock)?;
+        self.serve(listeners, &inbox, &peers, &metrics, clock, journal.brake())?;
         let doors = Doors {
             inbox: inbox.clone(),
             journal,
@@ -275,6 +275,7 @@ impl Process<'_> {
         peers: &Peers,
         metrics: &Arc<NodeMetrics>,
         clock: Clock,
+        brake: JournalBrake,
     ) -> Result<(), Failure> {
         let data_dir: PathBuf = self.data_dir.path().into();
         let connections = connections_allowed(self.config.limits.connections);
@@ -290,7 +291,12 @@ impl Process<'_> {
         }
         if let Some(listener) = listeners.admin {
             let tls = self.certificates.server_for_members(Some(b"http/1.1"))?;
-            let router = admin::routes::router(inbox.clone(), data_dir.clone());
+            let router = admin::routes::router(inbox.clone(), data_dir.clone()).merge(admin::recovery::router(
+                inbox.clone(),
+                data_dir.clone(),
+                brake,
+                end_process,
+            ));
             self.runtime.spawn(http_server::serve(listener, Some(tls), router));
         }
         if let Some(listener) = listeners.http {

@@ -3,4 +3,5 @@
 pub mod client;
 pub mod json;
 mod policies;
+pub mod recovery;
 pub mod routes;

@@ -40,7 +40,7 @@ pub(super) type Answer = Result<Response, Refusal>;
 
 /// The routes, for a server that has checked the caller's certificate.
 pub fn router(inbox: Inbox, data_dir: PathBuf) -> Router {
-    let admin = Arc::new(Admin { inbox, data_dir, disk: Mutex::new(None) });
+    let admin = Arc::new(Admin::new(inbox, data_dir));
     Router::new()
         .route("/v1/health", get(get_health))
         .route("/v1/bootstrap", post(bootstrap))
@@ -81,6 +81,14 @@ impl IntoResponse for Refusal {
 }
 
 impl Admin {
+    pub(super) fn new(inbox: Inbox, data_dir: PathBuf) -> Self {
+        Self { inbox, data_dir, disk: Mutex::new(None) }
+    }
+
+    pub(super) fn data_dir(&self) -> &std::path::Path {
+        &self.data_dir
+    }
+
     pub(super) async fn ask(&self, headers: &HeaderMap, action: AdminAction) -> Result<AdminReply, Refusal> {
         let request = AdminRequest { token: token(headers)?, action };
         match self.inbox.admin(request).await {

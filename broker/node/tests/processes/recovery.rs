@@ -145,11 +145,26 @@ impl Members {
         assert!(output.status.success(), "{output:?}");
     }
 
-    async fn get(&self, member: usize, path: &str) -> Option<Value> {
+    fn admin(&self, member: usize) -> AdminClient {
         let address = self.members[member].admin;
         let tls = Certificates::load(&self.admin).unwrap().client().unwrap();
-        let client = AdminClient { address, host: address.ip().to_string(), tls };
-        client.call(Method::GET, path, None, Duration::from_secs(5)).await.ok()
+        AdminClient { address, host: address.ip().to_string(), tls }
+    }
+
+    async fn get(&self, member: usize, path: &str) -> Option<Value> {
+        self.admin(member).call(Method::GET, path, None, Duration::from_secs(5)).await.ok()
+    }
+
+    async fn post(&self, member: usize, path: &str, body: &Value) -> Result<Value, String> {
+        let answer = self.admin(member).call(Method::POST, path, Some(body), PATIENCE).await;
+        answer.map_err(|error| error.to_string())
+    }
+
+    /// Waits for the process to end by itself.
+    async fn gone(&mut self, member: usize) {
+        let Some(Running::OfDev(pid)) = self.members[member].running.take() else { panic!("not a member of dev") };
+        let pid = Pid::from_raw(pid).expect("a pid");
+        eventually("the process to end", || async { test_kill_process(pid).is_err().then_some(()) }).await;
     }
 
     /// Waits until these run, are ready, and have settled: every group has as many replicas as it should.
@@ -489,4 +504,56 @@ async fn a_recovery_whose_parts_are_apart_serves_nothing_until_all_are_applied_a
     for queue in ["on-2", "on-3"] {
         assert_eq!(members.drain(2, queue).await, numbers(0..20));
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_runs_without_a_majority_is_recovered_through_its_admin_api() {
+    let mut members = Members::found(3).await;
+    members.declare(0, QUEUE, 3).await;
+    members.publish(0, QUEUE, 0..30).await;
+    members.wait_for_copies().await;
+    let freeze = serde_json::json!({ "seconds": 300 });
+    let healthy = members.post(1, "/v1/recovery/freeze", &freeze).await.expect_err("a majority is there");
+    assert!(healthy.contains("409"), "{healthy}");
+    members.lose(0);
+    members.lose(2);
+    // The lease of the metadata runs out first.
+    let frozen = || async { members.post(1, "/v1/recovery/freeze", &freeze).await.ok() };
+    eventually("the member to know that it has no majority", frozen).await;
+    let surveyed = members.get(1, "/v1/recovery/survey").await.expect("a survey");
+    let found = serde_json::json!({ "found": [surveyed] });
+    let plan = members.post(1, "/v1/recovery/plan", &found).await.unwrap();
+    let group = group_of(&plan, QUEUE);
+    assert_eq!(
+        (&plan["needed"], &group["outcome"], &group["queues"][0]["messages"]),
+        (&true.into(), &"unknown".into(), &30.into())
+    );
+    let part = |hash: &Value| serde_json::json!({ "planHash": hash, "nonce": "00000000000000a7", "found": [surveyed] });
+    let other = members.post(1, "/v1/recovery/apply", &part(&"0123".into())).await.expect_err("another plan");
+    assert!(other.contains("nothing was changed"), "{other}");
+    let applied = members.post(1, "/v1/recovery/apply", &part(&plan["planHash"])).await.unwrap();
+    assert_eq!((&applied["epoch"], &applied["doneBefore"]), (&2.into(), &false.into()));
+    members.gone(1).await;
+    members.start(1);
+    members.publish(1, QUEUE, 30..40).await;
+    assert_eq!(members.drain(1, QUEUE).await, numbers(0..40));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_member_acknowledges_nothing_until_it_is_let_go() {
+    let mut members = Members::found(2).await;
+    members.declare(0, QUEUE, 2).await;
+    members.publish(0, QUEUE, 0..10).await;
+    members.kill(1);
+    let freeze = |seconds: u64| serde_json::json!({ "seconds": seconds });
+    let frozen = || async { members.post(0, "/v1/recovery/freeze", &freeze(600)).await.ok() };
+    eventually("the member to know that it has no majority", frozen).await;
+    // With the other member there would be a majority, if this one acknowledged anything.
+    members.start(1);
+    eventually("the other member to answer", || members.get(1, "/v1/health")).await;
+    tokio::time::sleep(NO_CONFIRM_WITHIN).await;
+    assert_eq!(members.get(1, "/v1/health").await.unwrap()["quorum"], false);
+    members.post(0, "/v1/recovery/freeze", &freeze(0)).await.unwrap();
+    members.publish(0, QUEUE, 10..20).await;
+    assert_eq!(members.drain(1, QUEUE).await, numbers(0..20));
 }
