@@ -21,6 +21,8 @@ const SECOND_US: u64 = 1_000_000;
 const CHANGES_US: u64 = 90 * SECOND_US;
 /// Everything has come right this long after the last change.
 const SETTLES_WITHIN_US: u64 = 90 * SECOND_US;
+/// In so many runs of a hundred the first member founds the cluster before the others are there.
+const FOUNDED_ALONE_PERCENT: u64 = 30;
 /// Machines beside the three of the beginning.
 const SPARES: usize = 2;
 /// Damage that a process has not run into after this long is not where it looks.
@@ -70,7 +72,11 @@ pub fn run_seed(seed: u64, live: Option<Watch>) -> Result<Summary, Box<Failure>>
 }
 
 fn play(world: &mut World, rng: &mut Rng) -> Result<Summary, String> {
-    found(world)?;
+    if rng.chance(FOUNDED_ALONE_PERCENT) {
+        found_alone(world, rng)?
+    } else {
+        found(world)?
+    }
     let mut spares = Vec::new();
     for _ in 0..SPARES {
         spares.push(world.add_machine()?);
@@ -81,6 +87,24 @@ fn play(world: &mut World, rng: &mut Rng) -> Result<Summary, String> {
     play.change_members()?;
     play.settle()?;
     play.judge()
+}
+
+/// Founds the cluster on the first machine while the others are off: they join once clients have declared their queues.
+fn found_alone(world: &mut World, rng: &mut Rng) -> Result<(), String> {
+    for member in 1..MEMBERS {
+        world.crash(member, true);
+        let at = world.now_us + rng.range(3 * SECOND_US, 15 * SECOND_US);
+        world.schedule(at, Event::Restart { member });
+    }
+    world.bootstrap(0)?;
+    let end = world.now_us + SETTLES_WITHIN_US;
+    let serves = |world: &World| world.processes[0].running.as_ref().is_some_and(|running| running.member.ready());
+    while !(world.founded() && serves(world)) {
+        if !world.step(end)? {
+            return Err("the cluster was not founded by its first member alone".to_owned());
+        }
+    }
+    Ok(())
 }
 
 fn add_workload(world: &mut World, rng: &mut Rng) {
