@@ -360,6 +360,10 @@ impl Replicas {
                     self.cuts.insert((victim, other));
                     self.cuts.insert((other, victim));
                 }
+                if self.rng.chance(50) {
+                    // What it writes meanwhile is reported when others may have written something else in its place.
+                    self.nodes[victim].stall_us = self.rng.range(10_000, 4 * SECOND_US);
+                }
             }
             60..70 => {
                 self.cuts.insert((victim, other));
