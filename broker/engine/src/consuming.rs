@@ -178,6 +178,12 @@ impl<R: EntryReader> Member<R> {
         if delivery.number != consumer.last + 1 {
             return self.ask_missed(group, delivery.queue, delivery.consumer);
         }
+        if !self.lease_fresh() {
+            // This process may have stood still for so long that its run was declared over: then the message went to
+            // another consumer, and may be acknowledged there.
+            self.consumers.behind.insert(delivery.consumer);
+            return;
+        }
         let (conn, _) = place_of(&delivery.consumer);
         if !self.wants_deliveries(conn) {
             return self.starve(conn);
@@ -301,6 +307,10 @@ impl<R: EntryReader> Member<R> {
     fn ask_missed(&mut self, group: GroupId, queue: QueueId, id: ConsumerId) {
         let now = self.now;
         let (conn, _) = place_of(&id);
+        if !self.lease_fresh() {
+            self.consumers.behind.insert(id);
+            return;
+        }
         if !self.wants_deliveries(conn) {
             return self.starve(conn);
         }
@@ -342,6 +352,13 @@ impl<R: EntryReader> Member<R> {
         deliveries: Vec<HomeEffect>,
     ) {
         let (conn, _) = place_of(&id);
+        if !self.lease_fresh() {
+            if let Some(consumer) = self.consumer_mut(&id) {
+                consumer.asked = None;
+            }
+            self.consumers.behind.insert(id);
+            return;
+        }
         for effect in deliveries {
             if let (QueueEffect::Deliver { delivery }, Some(content)) = (effect.effect, effect.content)
                 && delivery.consumer == id

@@ -309,6 +309,8 @@ impl<R: EntryReader> Member<R> {
                 self.dirty_streams.insert(group);
             }
             QueueEffect::Ended { .. } => self.declared_dead(),
+            // As with deliveries; it is asked for again.
+            QueueEffect::Reply { reply: QueueReply::Got { .. }, .. } if !self.lease_fresh() => {}
             QueueEffect::Reply { seq, reply, .. } => {
                 let waiter = self.streams.get_mut(group).and_then(|stream| stream.replied(seq, now));
                 if let Some(waiter) = waiter {

@@ -81,3 +81,27 @@ fn a_link_that_carries_nothing_costs_its_ends_less_than_three_seconds() {
         panic!("{}\n{}", failure.what, failure.trace.join("\n"));
     }
 }
+
+/// A member stood still for so long that its run was declared over, and what its consumers held went to others. When it
+/// went on, it read deliveries that had been on their way to it since before, and handed them to its clients.
+#[test]
+fn a_member_that_stood_still_until_its_run_was_over_delivers_nothing_that_went_to_others() {
+    for seed in 1..=3 {
+        let mut rng = Rng::new(seed);
+        let mut world = World::new(&mut rng, &Profile::Small.plan(seed), None).expect("blank disks");
+        found(&mut world).expect("a cluster");
+        for _ in 0..2 {
+            world.add_client("orders", Role::Producer { total: u64::MAX, eagerness: 80, confirms: 100 });
+        }
+        for _ in 0..4 {
+            world.add_client("orders", Role::Consumer { prefetch: 40 });
+        }
+        for member in 0..MEMBERS {
+            let until = world.now_us + rng.range(1_000_000, 2_000_000);
+            run_until(&mut world, until, seed);
+            world.pause(member, 12_000_000);
+            let until = world.now_us + 15_000_000;
+            run_until(&mut world, until, seed);
+        }
+    }
+}
