@@ -384,15 +384,11 @@ impl Connection {
             class_id: error.method.class,
             method_id: error.method.method,
         };
-        let client_closes = self.phase == Phase::Draining;
         self.shared.out.method(0, &method);
         self.lose(LostReason::Error(error));
-        if client_closes {
-            self.shared.out.method(0, &Method::ConnectionCloseOk {});
-        } else {
-            let deadline_us = now_us.saturating_add(self.shared.config.close_timeout_us);
-            self.phase = Phase::Closing { deadline_us };
-        }
+        // A client that has closed too gets no close-ok: it would say that what came before is durable.
+        let deadline_us = now_us.saturating_add(self.shared.config.close_timeout_us);
+        self.phase = Phase::Closing { deadline_us };
     }
 
     /// Ends the connection at once; what is queued for the client may still be sent.

@@ -82,6 +82,16 @@ fn a_link_that_carries_nothing_costs_its_ends_less_than_three_seconds() {
     }
 }
 
+/// A member that was asked to end, or whose run was over, closed the connection of a client that had closed it already, and
+/// sent its close-ok besides: the client took what it had acknowledged for durable, which it was not.
+#[test]
+fn a_client_whose_connection_is_closed_while_it_closes_is_not_told_that_all_is_durable() {
+    let run = Run::new(Profile::Fault(28), 12);
+    if let Err(failure) = run.play(None) {
+        panic!("{}\n{}", failure.what, failure.trace.join("\n"));
+    }
+}
+
 /// A member stood still for so long that its run was declared over, and what its consumers held went to others. When it
 /// went on, it read deliveries that had been on their way to it since before, and handed them to its clients.
 #[test]

@@ -124,3 +124,17 @@ fn undecodable_methods_name_what_is_wrong() {
         script.expect_close(0, code, text, blamed);
     }
 }
+
+#[test]
+fn a_client_that_closes_gets_no_close_ok_when_the_broker_closes_before_all_is_durable() {
+    let (mut script, _) = Script::with_channel();
+    script.send(1, declare("q"));
+    script.publish(1, "q");
+    script.send(0, connection_close());
+    script.requests();
+    script.connection.close(Refusal::new(ReplyCode::ConnectionForced, "broker shutting down"), 5);
+    let seen = script.methods();
+    assert!(matches!(seen[..], [(0, Method::ConnectionClose { .. })]), "{seen:?}");
+    script.send(0, Method::ConnectionCloseOk {});
+    assert!(script.connection.is_closed());
+}
