@@ -359,6 +359,7 @@ impl<R: EntryReader> Member<R> {
             self.consumers.behind.insert(id);
             return;
         }
+        let Some(before) = self.consumer_mut(&id).map(|consumer| consumer.last) else { return };
         for effect in deliveries {
             if let (QueueEffect::Deliver { delivery }, Some(content)) = (effect.effect, effect.content)
                 && delivery.consumer == id
@@ -375,6 +376,11 @@ impl<R: EntryReader> Member<R> {
         }
         let Some(consumer) = self.consumer_mut(&id) else { return };
         consumer.last = consumer.last.max(through);
+        if consumer.last == before {
+            // Whoever answered knows less than was heard before: a leader that has been deposed and does not know it yet,
+            // this member perhaps, which would answer itself for ever. It is asked for again in its time.
+            return;
+        }
         consumer.asked = None;
         if consumer.last < consumer.known_last {
             self.ask_missed(group, queue, id);
