@@ -41,7 +41,7 @@ impl<F: StoredFile> ReadableSegment<F> {
             .read_at(u64::from(location.offset), &mut buffer)
             .map_err(|error| ReadError::Io { location, kind: error.kind() })?;
         let verified = count == buffer.len()
-            && RecordHeader::decode(&buffer, self.epoch)
+            && RecordHeader::decode(&buffer, self.epoch, location.offset)
                 .is_some_and(|header| header.len == location.len && header.verify(&buffer[RECORD_HEADER_BYTES..]));
         if !verified {
             return Err(ReadError::Damaged { location });

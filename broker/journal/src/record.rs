@@ -5,9 +5,9 @@
 //! batch    magic4 crc4 epoch8 sequence8 durable8 records_bytes4 records4 offset4 groups4 │ listed group × groups
 //! listed   group8 nonce8 counter4 flags4 records4 pad4 first8 last8 term8 vote8 commit8
 //! ```
-//! All numbers are little-endian. A crc covers everything but itself, payload or list included. The epoch of the file
-//! and, in a batch header, the offset tell a block that belongs elsewhere from one that belongs here. The hard states
-//! of a batch stand in its list as well as in records: a lost vote cannot be fetched from a peer, so it is kept twice.
+//! All numbers are little-endian. A crc covers everything but itself, payload or list included, and that of a record its
+//! offset in the file besides, though that is not stored: a block that belongs elsewhere is told from one that belongs
+//! here by the epoch of the file and by the offset, which a batch header has as a number. The hard states of a batch stand in its list as well as in records: a lost vote cannot be fetched from a peer, so it is kept twice.
 
 use crate::encoding::{Cursor, put_indexes, put_varint};
 use crate::runs::Runs;
@@ -18,7 +18,7 @@ pub(crate) const RECORD_HEADER_BYTES: usize = 56;
 pub(crate) const BATCH_HEADER_BYTES: usize = 48;
 pub(crate) const LISTED_GROUP_BYTES: usize = 72;
 const RECORD_MAGIC: u16 = 0x4648;
-const RECORD_VERSION: u8 = 1;
+const RECORD_VERSION: u8 = 2;
 const BATCH_MAGIC: u32 = 0x5442_4648;
 
 /// What a record says.
@@ -66,8 +66,8 @@ impl Record {
         RECORD_HEADER_BYTES + self.payload.len()
     }
 
-    /// Appends the record for a file of this epoch.
-    pub(crate) fn encode(&self, epoch: u64, out: &mut Vec<u8>) {
+    /// Appends the record for this offset of a file of this epoch.
+    pub(crate) fn encode(&self, epoch: u64, offset: u32, out: &mut Vec<u8>) {
         let start = out.len();
         out.extend_from_slice(&RECORD_MAGIC.to_le_bytes());
         out.extend_from_slice(&[self.kind as u8, RECORD_VERSION, 0, 0, 0, 0]);
@@ -77,7 +77,7 @@ impl Record {
             out.extend_from_slice(&number.to_le_bytes());
         }
         out.extend_from_slice(&self.payload);
-        let crc = crc_around(&out[start..], 4);
+        let crc = crc32c::crc32c_append(crc_around(&out[start..], 4), &offset.to_le_bytes());
         out[start + 4..start + 8].copy_from_slice(&crc.to_le_bytes());
     }
 }
@@ -90,13 +90,14 @@ pub(crate) struct RecordHeader {
     pub index: u64,
     pub term: u64,
     pub len: u32,
+    offset: u32,
     crc: u32,
     header_crc: u32,
 }
 
 impl RecordHeader {
-    /// None when the bytes cannot be a record of a file of this epoch.
-    pub(crate) fn decode(bytes: &[u8], epoch: u64) -> Option<Self> {
+    /// None when the bytes, found at this offset, cannot be a record of a file of this epoch.
+    pub(crate) fn decode(bytes: &[u8], epoch: u64, offset: u32) -> Option<Self> {
         let bytes = bytes.get(..RECORD_HEADER_BYTES)?;
         let mut cursor = Cursor(bytes);
         let magic = cursor.u16()?;
@@ -117,14 +118,16 @@ impl RecordHeader {
             index: cursor.u64()?,
             term: cursor.u64()?,
             len,
+            offset,
             crc,
             header_crc: crc_around(bytes, 4),
         })
     }
 
-    /// Whether header and payload are what was written.
+    /// Whether header and payload are what was written, and written there.
     pub(crate) fn verify(&self, payload: &[u8]) -> bool {
-        payload.len() == self.len as usize && crc32c::crc32c_append(self.header_crc, payload) == self.crc
+        let crc = || crc32c::crc32c_append(crc32c::crc32c_append(self.header_crc, payload), &self.offset.to_le_bytes());
+        payload.len() == self.len as usize && crc() == self.crc
     }
 }
 

@@ -184,7 +184,7 @@ impl Scanner<'_> {
     }
 
     fn read_record(&self, position: usize, end: usize) -> Option<(Record, Location)> {
-        let header = RecordHeader::decode(&self.file[position..end], self.plan.epoch)?;
+        let header = RecordHeader::decode(&self.file[position..end], self.plan.epoch, position as u32)?;
         let start = position + RECORD_HEADER_BYTES;
         let payload_end = start.checked_add(header.len as usize).filter(|payload_end| *payload_end <= end)?;
         if !header.verify(&self.file[start..payload_end]) {

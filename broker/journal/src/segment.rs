@@ -8,7 +8,7 @@ use crate::record::crc_around;
 use crate::types::JournalError;
 
 const MAGIC: [u8; 8] = *b"HFSEGMNT";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const FIXED_BYTES: usize = 56;
 const LISTED_BYTES: usize = 40;
 

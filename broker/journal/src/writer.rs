@@ -285,7 +285,7 @@ impl<F: FileSystem> Journal<F> {
         for record in records {
             let offset = (self.active.position + self.buffer.len() as u64) as u32;
             locations.push(Location { segment: self.active.number, offset, len: record.payload.len() as u32 });
-            record.encode(epoch, &mut self.buffer);
+            record.encode(epoch, offset, &mut self.buffer);
         }
         let whole = align_up(self.buffer.len() as u64, u64::from(self.config.block_bytes));
         self.buffer.resize(whole as usize, 0);

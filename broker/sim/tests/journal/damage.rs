@@ -286,3 +286,32 @@ fn a_read_of_a_damaged_payload_says_so() {
     assert!(journal.reader().read(wrong).is_err());
     journal.write(&batch(4)).expect("write");
 }
+
+/// The drill of the fault list's misdirected block, on real processes, delivered wrong messages.
+#[test]
+fn a_record_that_belongs_elsewhere_in_its_segment_is_neither_read_nor_recovered_as_the_one_that_stood_there() {
+    let disk = SimDisk::default();
+    let (mut journal, _) = Journal::open(disk.clone(), small_config(1)).expect("open");
+    let key = test_key(1);
+    let entry =
+        |index: u64| Op::Entry { key, index, term: 1, payload: Bytes::from(format!("the same length {index}")) };
+    let mut locations = Vec::new();
+    for index in 1..=4 {
+        let written = journal.write(&Batch { id: BatchId(index), ops: vec![entry(index)] }).expect("write");
+        locations.extend(written.records.iter().map(|record| record.location));
+    }
+    let (from, to) = (locations[0], locations[1]);
+    assert_eq!((from.segment, from.len), (to.segment, to.len));
+    let file = disk.open(&newest(&disk)).expect("open");
+    let mut bytes = vec![0; 56 + from.len as usize];
+    file.read_at(u64::from(from.offset), &mut bytes).expect("read");
+    file.write_at(u64::from(to.offset), &bytes).expect("write");
+
+    let reader = journal.reader();
+    assert_eq!(reader.read(from).expect("the first"), "the same length 1");
+    assert!(reader.read(to).is_err(), "the second's place has a record of the first");
+    drop((journal, reader));
+    let (_, recovered) = Journal::open(disk, small_config(2)).expect("open again");
+    let group = recovered.groups.iter().find(|group| group.key == key).expect("the group");
+    assert!(group.corruption.is_some(), "the group is known to be damaged");
+}
