@@ -34,6 +34,18 @@ pub(crate) fn store<F: FileSystem>(fs: &F, identity: &StoredIdentity) -> Result<
     Ok(())
 }
 
+/// Makes both copies anew where one of them is damaged, missing or older: the next damaged block may be in the other one.
+/// On a full disk that waits for the next start.
+pub(crate) fn mend<F: FileSystem>(fs: &F, identity: &StoredIdentity) -> Result<(), JournalError> {
+    if COPIES.iter().all(|copy| read_file(fs, copy).and_then(decode).is_some_and(|found| found == *identity)) {
+        return Ok(());
+    }
+    match store(fs, identity) {
+        Err(JournalError::NoSpace { .. }) | Ok(()) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 /// The newer of the intact copies; none on a disk that never had one.
 pub(crate) fn load<F: FileSystem>(
     fs: &F,

@@ -35,6 +35,9 @@ pub(crate) fn open<F: FileSystem>(fs: F, config: JournalConfig) -> Result<(Journ
     let checkpoints: Vec<String> = names.into_iter().filter(|name| is_checkpoint_name(name)).collect();
     let identity_changes = identity.as_ref().map_or(0, |identity| identity.changes);
     let (journal, mut recovered) = recovery.run(&numbers, checkpoints, identity_changes)?;
+    if let Some(identity) = &identity {
+        identity::mend(&fs, identity)?;
+    }
     recovered.identity = identity.map(|identity| identity.bytes);
     Ok((journal, recovered))
 }

@@ -264,6 +264,25 @@ fn a_member_with_an_identity_and_no_log_is_refused() {
     }
 }
 
+/// Seed 183 of the membership profile: both copies were damaged one after the other, with two starts between.
+#[test]
+fn a_damaged_copy_of_the_identity_is_made_anew_at_the_next_start_before_the_other_one_is_damaged() {
+    let disk = SimDisk::default();
+    let (mut journal, _) = Journal::open(disk.clone(), small_config(1)).expect("open");
+    journal.write(&Batch { id: BatchId(0), ops: vec![Op::Identity(Bytes::from_static(b"me"))] }).expect("write");
+    drop(journal);
+    let mut disk = edited(&disk, "", |_| {});
+    for (nonce, copy) in ["identity-2", "identity-1", "identity-2"].into_iter().enumerate() {
+        disk = edited(&disk, copy, |bytes| bytes[21] ^= 4);
+        let (_, recovered) =
+            Journal::open(disk.clone(), small_config(2 + nonce as u64)).expect("the other copy is whole");
+        assert_eq!(recovered.identity.as_deref(), Some(&b"me"[..]));
+        assert!(recovered.findings.iter().any(|finding| finding.file == copy), "it is told");
+    }
+    let (_, recovered) = Journal::open(disk, small_config(9)).expect("both copies are whole");
+    assert!(recovered.findings.is_empty(), "{:?}", recovered.findings);
+}
+
 #[test]
 fn a_stale_or_misdirected_block_is_recognised() {
     let scene = scene(6);
