@@ -10,7 +10,7 @@ use holdfast_queue::meta::MetaCommand;
 use holdfast_queue::queue::{Delivery, QueueCommand, QueueEffect, QueueReply};
 use holdfast_queue::time::Instant;
 use holdfast_queue::{AnyEffect, AnyMachine};
-use holdfast_replica::{HostOutput, PayloadError, ProposeError};
+use holdfast_replica::{PayloadError, ProposeError};
 
 use crate::consuming::place_of;
 use crate::member::Member;
@@ -235,41 +235,8 @@ impl<R: EntryReader> Member<R> {
         }
     }
 
-    /// Carries out what the replicas want; true if there was anything.
-    pub(crate) fn drain_host(&mut self) -> bool {
-        let mut any = false;
-        while let Some(output) = self.host.as_mut().and_then(|host| host.poll()) {
-            any = true;
-            match output {
-                HostOutput::Send { to, envelope } => self.send_envelope(to, &envelope),
-                HostOutput::Write(batch) => self.write(batch),
-                HostOutput::Applied { group, index, leading, effects, .. } => {
-                    self.applied(group, index, leading, effects);
-                }
-                HostOutput::LeaderChanged { group, term, me_leading, .. } => {
-                    self.leader_changed(group, term, me_leading);
-                }
-                HostOutput::SnapshotInstalled { group, .. } => {
-                    if group == GroupId::META {
-                        self.compare_with_metadata();
-                    }
-                }
-                HostOutput::MembershipChanged { group, .. } => self.membership_changed(group),
-                HostOutput::OtherIncarnation { group, from, theirs } => self.event(
-                    Severity::Warning,
-                    format!("member {from} has another incarnation ({}) of group {group}", theirs.counter),
-                ),
-                HostOutput::Quarantined { group, why } => {
-                    self.leaderships.no_longer(group);
-                    self.copies.stop_leading(group);
-                    self.event(Severity::Error, format!("the replica of group {group} is quarantined: {why}"));
-                }
-            }
-        }
-        any
-    }
-
-    fn applied(&mut self, group: GroupId, index: u64, leading: bool, effects: Vec<AnyEffect>) {
+    /// The machine of a group has taken an entry in.
+    pub(crate) fn applied(&mut self, group: GroupId, index: u64, leading: bool, effects: Vec<AnyEffect>) {
         if group == GroupId::META {
             return self.metadata_applied(index, leading, effects);
         }
@@ -398,7 +365,8 @@ impl<R: EntryReader> Member<R> {
         }
     }
 
-    fn leader_changed(&mut self, group: GroupId, term: u64, me_leading: bool) {
+    /// Another member leads the group, or this one does.
+    pub(crate) fn leader_changed(&mut self, group: GroupId, term: u64, me_leading: bool) {
         self.copies.stop_leading(group);
         if !me_leading {
             self.stop_moving(group);

@@ -6,8 +6,9 @@ use holdfast_queue::AnyMachine;
 use holdfast_queue::ids::{BootId, GroupId, Incarnation, MemberId};
 use holdfast_queue::meta::{MetaCommand, MetaMachine, MetaReply, NewMember, Standing};
 use holdfast_queue::time::{Duration, Instant};
-use holdfast_replica::{GroupBirth, Host, HostConfig, group_key};
+use holdfast_replica::{GroupBirth, HostConfig, group_key};
 
+use crate::hosts::Hosts;
 use crate::identity::{MemberUuid, Membership};
 use crate::member::Member;
 use crate::peer_message::{Invite, PeerMessage};
@@ -55,7 +56,7 @@ impl<R: EntryReader> Member<R> {
         let Some(own) = self.identity.membership.as_ref() else { return };
         let config = HostConfig { cluster: cluster_hash(&own.cluster_id), ..self.config.replication.clone() };
         let seed = self.rng.next_u64();
-        self.host = Some(Host::new(config, own.member, seed, self.reader.clone(), self.now));
+        self.host = Some(Hosts::new(self.config.workers, config, own.member, seed, &self.reader, self.now));
     }
 
     /// Persists who this member is.

@@ -10,6 +10,7 @@
 //! | `copies` | `min-in-sync-replicas`: confirms that wait for more disks than a majority |
 //! | `stream`, `requests` | what this member, as a home, tells each group, and who waits for the answers |
 //! | `groups`, `transient` | the leader's side: entries out of batches, effects back to homes; queues without Raft |
+//! | `hosts`, `workers` | all replicas, spread over workers that can work side by side |
 //! | `metadata`, `leases` | this member's view of group 0, and the proof that it is fresh |
 //! | `join` | bootstrap, invitation, registration, and the care for who is in the cluster |
 //! | `replicas` | which replicas this member makes, destroys and has replaced |
@@ -41,6 +42,7 @@ mod endings;
 mod epochs;
 mod flow;
 mod groups;
+mod hosts;
 pub mod identity;
 mod in_flight;
 mod join;
@@ -63,11 +65,14 @@ pub mod seam;
 mod stream;
 mod streams;
 mod transient;
+mod workers;
 
 pub use alarms::Alarms;
 pub use flow::Budgets;
+pub use hosts::{Hosts, MOST_WORKERS};
 pub use member::{Member, MemberConfig, Start};
 pub use metrics::Metrics;
 pub use seam::{
     AdminRequestId, ConnId, Event, FRAME_ROOM_BYTES, Input, LinkId, LinkOrigin, Memory, Output, PasswordToken, Severity,
 };
+pub use workers::{Crew, InTurn, Worker};

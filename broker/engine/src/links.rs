@@ -1,18 +1,15 @@
 //! Frames from other members: the hello, heartbeats, and who gets what else they say.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use holdfast_journal::EntryReader;
 use holdfast_queue::ids::MemberId;
 use holdfast_queue::meta::Standing;
-use holdfast_replica::Envelope;
+use holdfast_replica::EnvelopeError;
 
 use crate::member::Member;
-use crate::peer_message::{ENVELOPE_FRAME, Frame, Heartbeat, Hello, PROTOCOL_VERSION, PeerMessage};
+use crate::peer_message::{Frame, Heartbeat, Hello, PROTOCOL_VERSION, PeerMessage};
 use crate::peers::PeerChange;
 use crate::seam::{LinkId, LinkOrigin, Output, Severity};
-
-/// An envelope with so many bytes of entries travels in a frame of its own.
-const LARGE_BYTES: usize = 4096;
 
 impl<R: EntryReader> Member<R> {
     /// What this member says of itself.
@@ -44,15 +41,14 @@ impl<R: EntryReader> Member<R> {
         self.peers.send_or_relay(me, to, &message, &mut self.outputs);
     }
 
-    /// Sends a Raft envelope; a large one as a frame of its own, so that it is copied only once.
-    pub(crate) fn send_envelope(&mut self, to: MemberId, envelope: &Envelope) {
-        if envelope.body_bytes() < LARGE_BYTES || !self.peers.is_direct(to) {
-            return self.send(to, PeerMessage::Envelope(envelope.encode()));
+    /// Sends a Raft envelope; a large one as the frame of its own that it is, so that it is copied only once.
+    pub(crate) fn send_envelope(&mut self, to: MemberId, bytes: Bytes, is_frame: bool) {
+        match is_frame {
+            true if self.peers.is_direct(to) => self.peers.send_frame(to, bytes, &mut self.outputs),
+            // Without the byte that makes it a frame.
+            true => self.send(to, PeerMessage::Envelope(bytes.slice(1..))),
+            false => self.send(to, PeerMessage::Envelope(bytes)),
         }
-        let mut frame = BytesMut::with_capacity(128 + envelope.body_bytes());
-        frame.put_u8(ENVELOPE_FRAME);
-        envelope.encode_to(&mut frame);
-        self.peers.send_frame(to, frame.freeze(), &mut self.outputs);
     }
 
     /// Passes messages on to a member that their sender cannot reach, or takes them in where they arrive.
@@ -316,13 +312,13 @@ impl<R: EntryReader> Member<R> {
     }
 
     fn envelope(&mut self, from: MemberId, bytes: Bytes) {
-        match Envelope::decode(bytes) {
-            Ok(envelope) => {
-                if let Some(host) = self.host.as_mut() {
-                    host.handle_envelope(from, envelope, self.now);
-                }
-            }
-            Err(error) => self.event(Severity::Error, format!("member {from} sent a bad envelope: {error}")),
+        let now = self.now;
+        if let Some(Err(error)) = self.host.as_mut().map(|host| host.arrived(from, bytes, now)) {
+            self.bad_envelope(from, &error);
         }
+    }
+
+    pub(crate) fn bad_envelope(&mut self, from: MemberId, error: &EnvelopeError) {
+        self.event(Severity::Error, format!("member {from} sent a bad envelope: {error}"));
     }
 }

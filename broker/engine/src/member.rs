@@ -3,11 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use holdfast_journal::{Batch, BatchId, EntryReader, Recovered, Space, Upkeep};
-use holdfast_queue::AnyMachine;
 use holdfast_queue::ids::{BootId, GroupId, MemberId};
 use holdfast_queue::meta::MetaEffect;
 use holdfast_queue::time::{Duration, Instant};
-use holdfast_replica::{Host, HostConfig};
+use holdfast_replica::HostConfig;
 
 use crate::admin_requests::AdminState;
 use crate::alarms::AlarmState;
@@ -16,6 +15,7 @@ use crate::consuming::ConsumerIndex;
 use crate::copies::{Copies, Target};
 use crate::flow::{Budgets, Flow};
 use crate::groups::Leaderships;
+use crate::hosts::Hosts;
 use crate::identity::{Identity, IdentityError, MemberUuid};
 use crate::join::AfterIdentity;
 use crate::leases::{Granter, Holder};
@@ -29,6 +29,7 @@ use crate::rng::Rng;
 use crate::seam::{ConnId, Event, Input, Output, PasswordToken, Severity};
 use crate::streams::Streams;
 use crate::transient::TransientHost;
+use crate::workers::{Crew, InTurn};
 
 /// How often time is looked at.
 const TICK: Duration = Duration::from_millis(50);
@@ -59,6 +60,8 @@ pub struct MemberConfig {
     pub heartbeat_s: u16,
     /// What all connections may hold together.
     pub budgets: Budgets,
+    /// Workers that share the groups, see [`Crew`]; at least 1 and at most [`crate::MOST_WORKERS`].
+    pub workers: usize,
     /// Limits and times of replication. `cluster` is filled in here.
     pub replication: HostConfig,
 }
@@ -75,6 +78,7 @@ impl Default for MemberConfig {
             channel_max: 2047,
             heartbeat_s: 60,
             budgets: Budgets::default(),
+            workers: 1,
             replication: HostConfig::default(),
         }
     }
@@ -130,7 +134,8 @@ pub struct Member<R: EntryReader> {
     pub(crate) ready_at: BTreeMap<GroupId, u64>,
 
     /// Replicas; none while the member belongs to no cluster.
-    pub(crate) host: Option<Host<AnyMachine, R>>,
+    pub(crate) host: Option<Hosts<R>>,
+    pub(crate) crew: Box<dyn Crew<R> + Send>,
     pub(crate) peers: Peers,
     pub(crate) leaderships: Leaderships,
     pub(crate) copies: Copies,
@@ -207,6 +212,7 @@ impl<R: EntryReader> Member<R> {
             was_ready: false,
             ready_at: BTreeMap::new(),
             host: None,
+            crew: Box::new(InTurn),
             peers: Peers::default(),
             leaderships: Leaderships::default(),
             copies: Copies::default(),
@@ -278,6 +284,13 @@ impl<R: EntryReader> Member<R> {
         self.dial_members();
     }
 
+    /// Lets `crew` do the work of the replicas from now on; without one it is done in turn, on the calling thread.
+    #[must_use]
+    pub fn with_crew(mut self, crew: Box<dyn Crew<R> + Send>) -> Self {
+        self.crew = crew;
+        self
+    }
+
     /// Takes one input in. `now` never goes back; `wall_ms` may jump and only stamps group time.
     pub fn handle(&mut self, now: Instant, wall_ms: u64, input: Input) {
         self.now = self.now.max(now);
@@ -293,10 +306,11 @@ impl<R: EntryReader> Member<R> {
             Input::LinkFrame { link, bytes } => self.link_frame(link, bytes),
             Input::LinkDown { link, .. } => self.link_down(link),
             Input::Written(written) => {
+                let batch = written.batch;
                 if let Some(host) = self.host.as_mut() {
-                    host.handle_written(&written, self.now);
+                    host.written(written, self.now);
                 }
-                self.identity_written(written.batch);
+                self.identity_written(batch);
             }
             Input::Upkeep(upkeep) => self.journal_upkeep(upkeep),
             Input::Memory(memory) => self.memory_seen(memory),
@@ -400,7 +414,7 @@ impl<R: EntryReader> Member<R> {
 
     /// When [`Member::tick`] wants to be called next.
     pub fn next_deadline(&self) -> Instant {
-        let host = self.host.as_ref().and_then(Host::next_deadline);
+        let host = self.host.as_ref().and_then(Hosts::next_deadline);
         host.map_or(self.next_tick, |due| due.min(self.next_tick))
     }
 
@@ -425,7 +439,7 @@ impl<R: EntryReader> Member<R> {
     }
 
     /// The replicas, for invariants of the simulator and for tests.
-    pub fn host(&self) -> Option<&Host<AnyMachine, R>> {
+    pub fn host(&self) -> Option<&Hosts<R>> {
         self.host.as_ref()
     }
 
@@ -513,7 +527,7 @@ impl<R: EntryReader> Member<R> {
     fn tick_shutdown(&mut self) {
         match self.stopping {
             Some(Stopping::Draining { until }) => {
-                let leaderships = self.host.as_ref().map_or(0, Host::leaderships);
+                let leaderships = self.host.as_ref().map_or(0, Hosts::leaderships);
                 if leaderships == 0 || self.now >= until {
                     self.close_clients("broker shutting down");
                     self.stopping = Some(Stopping::Closing { until: self.now + CLOSE_FOR });

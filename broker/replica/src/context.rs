@@ -34,6 +34,8 @@ pub(crate) struct Context<E> {
     pub last_checkpoint_id: u64,
     /// Leaderships are handed away until then.
     pub draining_until: Option<Instant>,
+    /// How long the oldest batch of other hosts of this member has been at the journal.
+    pub disk_age: Duration,
 }
 
 impl<E> Context<E> {
@@ -95,6 +97,14 @@ impl Cache {
         let bytes = bytes + 64;
         self.bytes += bytes;
         self.queue.push_back((group, index, bytes));
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub fn set_budget(&mut self, bytes: usize) {
+        self.budget = bytes;
     }
 
     /// The next payload to drop, while over budget.

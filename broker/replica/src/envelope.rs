@@ -145,6 +145,17 @@ impl Envelope {
         GroupId(self.key.group)
     }
 
+    /// The group that encoded bytes are about, without a look at what follows.
+    pub fn group_of(bytes: &Bytes) -> Result<GroupId, EnvelopeError> {
+        let mut reader = Reader::new(bytes.clone());
+        let version = reader.u8()?;
+        if version != ENVELOPE_VERSION {
+            return Err(EnvelopeError::Version(version));
+        }
+        reader.u64()?;
+        Ok(GroupId(reader.varint()?))
+    }
+
     /// What kind of envelope this is, in a word, for logs and metrics.
     pub fn kind(&self) -> &'static str {
         match self.body {
@@ -481,6 +492,7 @@ mod tests {
     #[test]
     fn every_kind_of_envelope_survives_the_wire() {
         for envelope in samples() {
+            assert_eq!(Envelope::group_of(&envelope.encode()), Ok(envelope.group()));
             assert_eq!(Envelope::decode(envelope.encode()), Ok(envelope));
         }
     }

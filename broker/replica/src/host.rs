@@ -80,6 +80,7 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
             campaigns: BTreeSet::new(),
             last_checkpoint_id: 0,
             draining_until: None,
+            disk_age: Duration::ZERO,
         };
         let logger = slog::Logger::root(Discard, slog::o!());
         Self { replicas: BTreeMap::new(), cx, reader, parking, logger, last_tick: now, wake_wanted: RefCell::default() }
@@ -234,11 +235,6 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
             Replica::Running(group) => Some(group.status(&self.cx)),
             Replica::Quarantined { key, generation, why } => Some(quarantined_status(*key, *generation, why)),
         }
-    }
-
-    /// How many groups this member leads.
-    pub fn leaderships(&self) -> usize {
-        self.replicas.values().filter(|replica| matches!(replica, Replica::Running(group) if group.is_leader())).count()
     }
 
     /// How long the oldest batch has been at the journal; zero when none is.
@@ -416,7 +412,7 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
         }
         if self.cx.draining_until.is_some() {
             self.transfer_all_away();
-        } else if self.oldest_write_age(now) > self.cx.config.slow_disk {
+        } else if self.oldest_write_age(now).max(self.cx.disk_age) > self.cx.config.slow_disk {
             for group in self.leading_groups() {
                 self.guarded(group, |group, cx| group.leave_slow_disk(cx));
             }

@@ -49,6 +49,7 @@ mod parking;
 mod ready;
 mod receive;
 mod salvage;
+mod sharing;
 mod snapshot_receive;
 mod snapshot_send;
 mod suspicion;

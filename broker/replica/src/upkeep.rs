@@ -1,7 +1,7 @@
 //! What the journal did for itself, as far as it concerns replicas: bodies that lie elsewhere now, logs that keep old
 //! segments, and payloads that the disk lost.
 
-use holdfast_journal::{CheckpointStored, EntryReader, GroupKey, MovedBody, Op, Upkeep};
+use holdfast_journal::{CheckpointStored, EntryReader, GroupKey, MovedBody, Upkeep};
 use holdfast_queue::Machine;
 use holdfast_queue::ids::GroupId;
 use holdfast_queue::time::Instant;
@@ -12,9 +12,8 @@ use crate::host::{Host, Replica};
 use crate::log::move_body;
 
 impl<M: Machine, R: EntryReader> Host<M, R> {
-    /// Takes in what [`holdfast_journal::Journal::upkeep`] gave. What it says of groups, or of lives of groups, that are
-    /// not here changes nothing.
-    pub fn handle_upkeep(&mut self, upkeep: &Upkeep, now: Instant) {
+    /// As [`Host::handle_upkeep`], without an answer to the journal.
+    pub fn take_upkeep(&mut self, upkeep: &Upkeep, now: Instant) {
         self.set_time(now);
         if let Some(moves) = &upkeep.moves {
             for moved in &moves.bodies {
@@ -24,7 +23,6 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
                     group.body_moved(moved);
                 }
             }
-            self.cx.writes.push_lazily(Op::MovesTaken { id: moves.id }, now);
         }
         for key in upkeep.pinning.iter().filter(|key| self.is_here(**key)).copied().collect::<Vec<_>>() {
             self.guarded(GroupId(key.group), |group, cx| group.compact_by_force(cx));

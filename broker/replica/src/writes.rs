@@ -70,6 +70,12 @@ impl Writes {
         Self { pending, outstanding: BTreeMap::new(), lazy: Vec::new(), lazy_since: None }
     }
 
+    /// The first batch has this number.
+    pub fn number_from(&mut self, first: BatchId) {
+        debug_assert!(self.outstanding.is_empty());
+        self.pending.id = first;
+    }
+
     /// Adds an operation to the batch that leaves next.
     pub fn push(&mut self, op: Op) -> BatchId {
         self.push_lazy_ones();

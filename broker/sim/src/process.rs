@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use holdfast_engine::identity::MemberUuid;
-use holdfast_engine::{Budgets, Input, LinkId, Member, MemberConfig, Start};
+use holdfast_engine::{Budgets, Crew, Input, LinkId, Member, MemberConfig, Start, Worker};
 use holdfast_journal::{
     Batch, Chore, EntryReader, Journal, JournalConfig, JournalReader, Op, Recovered, Upkeep, Written,
 };
@@ -23,6 +23,34 @@ fn budgets_for(seed: u64) -> Budgets {
         return Budgets::default();
     }
     Budgets { unconfirmed_bytes: 4_000, client_backlog_bytes: 500, backlog_bytes: 2_000, ..Budgets::default() }
+}
+
+/// Processes have one, two or three workers, and another number after a restart.
+fn workers_for(seed: u64) -> usize {
+    1 + (seed / 2 % 3) as usize
+}
+
+/// Lets the workers of a member work in an order that the seed decides, and gives them back in another one. They share
+/// nothing, so this is all that threads can do to them.
+struct SeededCrew(Rng);
+
+impl<R: EntryReader> Crew<R> for SeededCrew {
+    fn work(&mut self, mut workers: Vec<Box<Worker<R>>>) -> Vec<Box<Worker<R>>> {
+        self.shuffle(&mut workers);
+        for worker in &mut workers {
+            worker.work();
+        }
+        self.shuffle(&mut workers);
+        workers
+    }
+}
+
+impl SeededCrew {
+    fn shuffle<T>(&mut self, all: &mut [T]) {
+        for last in (1..all.len()).rev() {
+            all.swap(last, self.0.index(last + 1));
+        }
+    }
 }
 
 /// Limits so small that checkpoints, compaction and Raft snapshots happen many times within a run.
@@ -168,9 +196,11 @@ impl Process {
             advertise_peer: self.address.clone(),
             replication: self.limits.clone(),
             budgets: budgets_for(start.seed),
+            workers: workers_for(start.seed),
             ..MemberConfig::default()
         };
-        let member = Member::new(config, start).map_err(|error| format!("{}: {error}", self.name))?;
+        let crew = Box::new(SeededCrew(Rng::new(start.seed)));
+        let member = Member::new(config, start).map_err(|error| format!("{}: {error}", self.name))?.with_crew(crew);
         self.life += 1;
         self.backlog.clear();
         self.paused_until_us = 0;

@@ -24,6 +24,8 @@ pub fn start(
         advertise_peer: address(at),
         replication: HostConfig { checkpoint_entries: 100, ..HostConfig::default() },
         budgets,
+        // Members of one cluster need not have equally many.
+        workers: 1 + at % 3,
         ..MemberConfig::default()
     };
     let start = Start {

@@ -25,7 +25,7 @@ impl Acknowledged {
     /// Looks at what leaders know of a member that is about to end, itself included.
     pub fn about_to_end(&mut self, member: usize, processes: &[Process]) {
         let own = processes[member].running.as_ref().and_then(|running| running.member.host());
-        let Some(me) = own.map(holdfast_replica::Host::me) else { return };
+        let Some(me) = own.map(holdfast_engine::Hosts::me) else { return };
         for host in processes.iter().filter_map(|process| process.running.as_ref()?.member.host()) {
             for status in host.groups().filter_map(|group| host.status(group)) {
                 if status.role != Role::Leader {
