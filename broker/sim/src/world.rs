@@ -37,6 +37,8 @@ pub enum Event {
     Tick { member: usize, life: u64 },
     /// The write under way is done.
     DiskDone { member: usize, life: u64 },
+    /// A journal without writes looks at what its disk holds.
+    IdleJournal { member: usize, life: u64 },
     /// A frame arrives.
     Frame { link: u64, from: usize, bytes: Bytes },
     /// A member dials.
@@ -227,6 +229,7 @@ impl World {
             Err(why) => return Err(why),
         }
         self.trace.note(now, format!("m{member} starts"));
+        self.schedule(now + disks::IDLE_US, Event::IdleJournal { member, life: self.processes[member].life });
         self.touched[member] = true;
         if self.running() * 2 > MEMBERS {
             self.majority_lost_us = None;
@@ -414,6 +417,7 @@ impl World {
         match event {
             Event::Tick { member, life } => self.tick(member, life),
             Event::DiskDone { member, life } => self.disk_done(member, life),
+            Event::IdleJournal { member, life } => self.idle_journal(member, life),
             Event::Frame { link, from, bytes } => self.frame(link, from, bytes),
             Event::Dial { member, life, address } => self.dial(member, life, &address),
             Event::ClientBytes { client, connection, to_member, bytes } => {

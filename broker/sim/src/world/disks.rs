@@ -13,6 +13,9 @@ use crate::process::Process;
 /// A disk that is about to be full has less than this left.
 const MOST_LEFT_BYTES: u64 = 1 << 20;
 
+/// How often a journal without writes does what it does beside them, as the real one's thread.
+pub(super) const IDLE_US: u64 = 1_000_000;
+
 /// A cut that waits for a Raft snapshot to get so far.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TransferCut {
@@ -178,19 +181,42 @@ impl World {
         process.disk.skip_syncs(false);
         let (written, upkeep) = match outcome {
             Ok(written) => written,
-            Err(error) if self.troubled.contains(&member) => {
-                return self.give(member, Input::WriteFailed { error });
-            }
-            Err(error) => return Err(format!("m{member}: {error}")),
+            Err(error) => return self.disk_failed(member, error),
         };
         self.invariants.copies.written(member, &ops);
         for one in written {
             self.give(member, Input::Written(one))?;
         }
-        if let Some(upkeep) = upkeep {
-            self.give(member, Input::Upkeep(upkeep))?;
+        upkeep.map_or(Ok(()), |upkeep| self.give(member, Input::Upkeep(upkeep)))
+    }
+
+    /// A disk may fail only where a fault was planted; its process must end then.
+    fn disk_failed(&mut self, member: usize, error: String) -> Result<(), String> {
+        if self.troubled.contains(&member) {
+            return self.give(member, Input::WriteFailed { error });
         }
-        Ok(())
+        Err(format!("m{member}: {error}"))
+    }
+
+    /// The journal's thread wakes without a write: a disk that has space again, or a chore that is done, is seen then.
+    pub(super) fn idle_journal(&mut self, member: usize, life: u64) -> Result<(), String> {
+        let now = self.now_us;
+        let process = &mut self.processes[member];
+        if process.life != life {
+            return Ok(());
+        }
+        if process.is_paused(now) {
+            let at = process.paused_until_us;
+            self.schedule(at, Event::IdleJournal { member, life });
+            return Ok(());
+        }
+        let Some(running) = &mut process.running else { return Ok(()) };
+        let kept_up = if running.writing.is_empty() { running.keep_up() } else { Ok(None) };
+        self.schedule(now + IDLE_US, Event::IdleJournal { member, life });
+        match kept_up {
+            Ok(upkeep) => upkeep.map_or(Ok(()), |upkeep| self.give(member, Input::Upkeep(upkeep))),
+            Err(error) => self.disk_failed(member, error),
+        }
     }
 
     /// Planted bugs that call a write durable which is not.
