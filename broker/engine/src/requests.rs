@@ -272,10 +272,10 @@ impl<R: EntryReader> Member<R> {
 
     /// Asks again where an answer is overdue.
     pub(crate) fn tick_streams(&mut self) {
-        let now = self.now;
+        let (now, may_take) = (self.now, self.lease_fresh());
         let (metrics, dirty) = (&mut self.metrics, &mut self.dirty_streams);
         self.streams.visit_busy(|group, stream| {
-            if stream.check_overdue(now) {
+            if stream.check_overdue(now) || (may_take && stream.ask_for_missed()) {
                 metrics.resent += 1;
             }
             if stream.attachment() == Attachment::Detached || stream.offer_again(now) {
@@ -309,8 +309,12 @@ impl<R: EntryReader> Member<R> {
                 self.dirty_streams.insert(group);
             }
             QueueEffect::Ended { .. } => self.declared_dead(),
-            // As with deliveries; it is asked for again.
-            QueueEffect::Reply { reply: QueueReply::Got { .. }, .. } if !self.lease_fresh() => {}
+            // As with deliveries; it is asked for again once the lease is fresh.
+            QueueEffect::Reply { reply: QueueReply::Got { .. }, .. } if !self.lease_fresh() => {
+                if let Some(stream) = self.streams.get_mut(group) {
+                    stream.missed();
+                }
+            }
             QueueEffect::Reply { seq, reply, .. } => {
                 let waiter = self.streams.get_mut(group).and_then(|stream| stream.replied(seq, now));
                 if let Some(waiter) = waiter {

@@ -80,6 +80,11 @@ pub(crate) struct HomeStream<C, P, W> {
     attachment: Attachment,
     /// When the group last took something in, or when something was first sent after it had all.
     progress: Instant,
+    /// The first request that the group has confirmed and not answered, and since when. It has answered, so that the answer
+    /// is lost, whatever else it goes on to confirm.
+    unanswered: Option<(u64, Instant)>,
+    /// An answer came that could not be taken in.
+    missed: bool,
     /// The last gap that was answered by sending again.
     gap: Option<Gap>,
     /// The group said that it expects a command which it had confirmed.
@@ -99,6 +104,8 @@ impl<C, P, W> Default for HomeStream<C, P, W> {
             leader: None,
             attachment: Attachment::Detached,
             progress: Instant(0),
+            unanswered: None,
+            missed: false,
             gap: None,
             doubted: false,
         }
@@ -182,6 +189,7 @@ impl<C: Codec + Clone, P: Copy, W> HomeStream<C, P, W> {
             && matches!(self.attachment, Attachment::Attaching { .. })
         {
             self.attachment = Attachment::Attached;
+            self.unanswered = None;
             self.sent = self.first - 1;
             self.progress = now;
             self.gap = None;
@@ -316,20 +324,52 @@ impl<C: Codec + Clone, P: Copy, W> HomeStream<C, P, W> {
         true
     }
 
+    /// An answer came that this home may not take in yet. [`HomeStream::ask_for_missed`] gets it again.
+    pub(crate) fn missed(&mut self) {
+        self.missed = true;
+    }
+
+    /// From now on this home may take in what it missed: it asks for that, if there is any. True if so.
+    pub(crate) fn ask_for_missed(&mut self) -> bool {
+        let missed = std::mem::take(&mut self.missed);
+        if missed {
+            self.attachment = Attachment::Detached;
+        }
+        missed
+    }
+
+    /// True when a request that was confirmed has been without its answer for too long.
+    fn is_answer_lost(&mut self, now: Instant) -> bool {
+        let oldest = self.waiting.range(..self.first).next().map(|(seq, _)| *seq);
+        let Some(oldest) = oldest else {
+            self.unanswered = None;
+            return false;
+        };
+        match self.unanswered {
+            Some((seq, since)) if seq == oldest => now.since(since) >= ASK_AGAIN,
+            _ => {
+                self.unanswered = Some((oldest, now));
+                false
+            }
+        }
+    }
+
     /// Asks again when an answer is overdue. True if it was.
     pub(crate) fn check_overdue(&mut self, now: Instant) -> bool {
+        let is_lost = self.is_answer_lost(now);
         let overdue = match self.attachment {
             Attachment::Detached => false,
             Attachment::Attaching { since } => now.since(since) >= ATTACH_AGAIN,
             Attachment::Attached => {
                 let unanswered = self.waiting.range(..=self.sent).next().is_some();
                 let owed = self.sent >= self.first || unanswered || !self.uncopied.is_empty();
-                owed && now.since(self.progress) >= ASK_AGAIN
+                is_lost || (owed && now.since(self.progress) >= ASK_AGAIN)
             }
         };
         if overdue {
             self.attachment = Attachment::Detached;
             self.progress = now;
+            self.unanswered = None;
         }
         overdue
     }
@@ -410,6 +450,40 @@ mod tests {
         stream.attached(5, NOW);
         assert!(!stream.merge(|_| true), "the group would skip it as one that it has");
         assert_eq!(numbers(&stream.next_batch(BOOT, NOW).expect("again")), (1, 1));
+    }
+
+    #[test]
+    fn a_lost_answer_is_asked_for_although_the_group_goes_on_to_confirm_other_commands() {
+        let mut stream = stream();
+        stream.push(purge(1), 10, Some('a'));
+        stream.next_batch(BOOT, NOW).expect("the request");
+        let mut now = NOW;
+        let mut asked_again = false;
+        for number in 2..=30 {
+            now = now + Duration::from_millis(100);
+            stream.confirmed(number - 1, 0, now);
+            stream.push_tracked(purge(number), 10, 1, 0);
+            stream.next_batch(BOOT, now).expect("a publish");
+            asked_again |= stream.check_overdue(now) && stream.begin_attach(false, now);
+            stream.attached(4, now);
+        }
+        assert!(asked_again, "the request is confirmed and has no answer for three seconds");
+        assert_eq!(stream.replied(1, now), Some('a'));
+        assert!(!stream.check_overdue(now + Duration::from_millis(500)));
+    }
+
+    #[test]
+    fn an_answer_that_came_too_early_is_asked_for_as_soon_as_it_may_be_taken_in() {
+        let mut stream = stream();
+        stream.push(purge(1), 10, Some('a'));
+        stream.next_batch(BOOT, NOW).expect("the request");
+        stream.confirmed(1, 0, NOW);
+        assert!(!stream.ask_for_missed(), "nothing was missed");
+        stream.missed();
+        assert!(stream.ask_for_missed());
+        assert!(stream.begin_attach(false, NOW), "the leader is asked for what it owes");
+        stream.attached(4, NOW);
+        assert!(!stream.ask_for_missed(), "once is enough");
     }
 
     #[test]

@@ -199,6 +199,13 @@ impl Client {
         self.waiting_since.filter(|_| self.stage != Stage::Disconnected)
     }
 
+    /// What it waits for, in words.
+    #[must_use]
+    pub fn waits_for(&self) -> String {
+        let (confirms, acks) = (self.unconfirmed.len(), self.awaiting_sync.len());
+        format!("{:?}, {confirms} publishes and {acks} acks not answered", self.stage)
+    }
+
     /// A connection stands.
     pub fn connected(&mut self, now_us: u64) {
         self.stage = Stage::Handshake;

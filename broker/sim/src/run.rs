@@ -197,10 +197,11 @@ fn recover(world: &mut World, plan: &Plan) -> Result<(), String> {
         }
         if client.stuck_since().is_some_and(|since| since <= healed_us) {
             return Err(format!(
-                "client {} of queue {} at m{} has waited since before the faults stopped, {} ms ago",
+                "client {} of queue {} at m{} has waited ({}) since before the faults stopped, {} ms ago",
                 client.id,
                 client.queue,
                 world.member_of(place).unwrap_or(MEMBERS),
+                client.waits_for(),
                 plan.promises.serves_within_us / 1000
             ));
         }

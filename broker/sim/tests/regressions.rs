@@ -115,3 +115,13 @@ fn a_member_that_stood_still_until_its_run_was_over_delivers_nothing_that_went_t
         }
     }
 }
+
+/// The answer to a get came while its home had no fresh lease, and was dropped. What others published to the same group was
+/// confirmed all the time, so the home never found an answer overdue, and the client waited for ever.
+#[test]
+fn a_get_whose_answer_was_not_taken_in_is_answered_while_others_publish() {
+    let run = Run::new(Profile::Mixed, 1088);
+    if let Err(failure) = run.play(None) {
+        panic!("{}\n{}", failure.what, failure.trace.join("\n"));
+    }
+}
