@@ -200,6 +200,12 @@ impl Ledger {
         self.undelivered == 0
     }
 
+    /// Confirmed messages that nobody has received yet.
+    #[must_use]
+    pub fn undelivered_count(&self) -> u64 {
+        self.undelivered
+    }
+
     /// Broken promises so far, in words.
     #[must_use]
     pub fn violations(&self) -> &[String] {

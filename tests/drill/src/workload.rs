@@ -23,8 +23,10 @@ pub const BACKLOG: &str = "backlog";
 const BODY_BYTES: usize = 1024;
 /// How long clients go on trying; a run is over long before.
 const LIFETIME: Duration = Duration::from_secs(1800);
-/// How long it may take until everything sent is confirmed, and until everything confirmed is received.
+/// How long it may take until everything sent is confirmed, and until the next of what is confirmed is received.
 const SETTLING: Duration = Duration::from_secs(120);
+/// How long it may take until everything confirmed is received, as long as it goes on.
+const DRAINING: Duration = Duration::from_secs(600);
 
 /// What the producers of a queue send together.
 #[derive(Clone, Copy, Debug)]
@@ -134,7 +136,7 @@ impl Stream {
     }
 
     async fn drain(&mut self) -> Verdict {
-        wait_until_drained(&self.ledger, SETTLING).await;
+        wait_until_drained(&self.ledger, SETTLING, DRAINING).await;
         self.stop.store(true, Ordering::Relaxed);
         for mut consumer in std::mem::take(&mut self.consumers) {
             if tokio::time::timeout(Duration::from_secs(20), &mut consumer).await.is_err() {

@@ -167,7 +167,7 @@ impl Load {
         for producer in self.producers {
             producer.await??;
         }
-        wait_until_drained(&self.ledger, Duration::from_secs(30)).await;
+        wait_until_drained(&self.ledger, Duration::from_secs(30), Duration::from_secs(120)).await;
         self.stop.store(true, Ordering::Relaxed);
         for consumer in self.consumers {
             let abort = consumer.abort_handle();

@@ -64,10 +64,10 @@ impl Ledger {
         self.lock().ledger.confirmed_count()
     }
 
-    /// True when every confirmed message was received at least once.
+    /// Confirmed messages that nobody has received yet.
     #[must_use]
-    pub fn all_confirmed_were_delivered(&self) -> bool {
-        self.lock().ledger.all_confirmed_were_delivered()
+    pub fn undelivered_count(&self) -> u64 {
+        self.lock().ledger.undelivered_count()
     }
 
     /// The longest time that any one of `producers` was without a confirm, between `from` and `from + window`: a client
