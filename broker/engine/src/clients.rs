@@ -27,6 +27,20 @@ pub(crate) struct Channel {
     closing: bool,
 }
 
+/// What a channel that failed had under way: a close of the client's that crossed ours waits for it.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    pub(crate) publishes: InFlight,
+    pub(crate) settles: InFlight,
+    closing: bool,
+}
+
+impl Failed {
+    fn is_quiet(&self) -> bool {
+        self.publishes.ended_below(self.publishes.next()) && self.settles.ended_below(self.settles.next())
+    }
+}
+
 /// What waits until all that the channel settled before is durable (design §3.4).
 #[derive(Debug)]
 pub(crate) struct Delayed {
@@ -50,6 +64,8 @@ pub(crate) struct Client {
     pub(crate) user: String,
     pub(crate) vhost: String,
     pub(crate) channels: BTreeMap<ChannelId, Channel>,
+    /// Channels that failed with something under way.
+    pub(crate) failed: BTreeMap<ChannelId, Failed>,
     pub(crate) peer: String,
     plain_port: bool,
     login: Option<PasswordToken>,
@@ -76,7 +92,7 @@ pub(crate) struct Client {
     /// A consumer here used its credit up.
     pub(crate) wants_credit: bool,
     /// `connection.close` waits for the channels.
-    closing: bool,
+    pub(crate) closing: bool,
     pub(crate) has_exclusive_queues: bool,
     /// A call that was delayed is being served: it is not delayed again.
     resuming: bool,
@@ -140,6 +156,7 @@ impl<R: EntryReader> Member<R> {
             user: String::new(),
             vhost: String::new(),
             channels: BTreeMap::new(),
+            failed: BTreeMap::new(),
             peer,
             plain_port,
             login: None,
@@ -293,15 +310,8 @@ impl<R: EntryReader> Member<R> {
                     self.metrics.channels_opened += 1;
                 }
             }
-            Request::CloseChannel { channel } => {
-                let open = self.clients.get_mut(&conn).and_then(|client| client.channels.get_mut(&channel));
-                match open {
-                    Some(open) => open.closing = true,
-                    None => return self.reply_now(conn, channel, Reply::Done),
-                }
-                self.check_barriers(conn);
-            }
-            Request::ChannelLost { channel } => self.end_channel(conn, channel),
+            Request::CloseChannel { channel } => self.close_channel(conn, channel),
+            Request::ChannelLost { channel } => self.channel_lost(conn, channel),
             Request::Publish(publish) => self.publish(conn, publish),
             Request::Settle(settle) => self.settle(conn, settle),
             Request::Call { channel, call } if self.defers_get(conn, &call) => {
@@ -311,6 +321,29 @@ impl<R: EntryReader> Member<R> {
             }
             Request::Call { channel, call } => self.call(conn, channel, call),
         }
+    }
+
+    fn close_channel(&mut self, conn: ConnId, channel: ChannelId) {
+        let Some(client) = self.clients.get_mut(&conn) else { return };
+        match (client.channels.get_mut(&channel), client.failed.get_mut(&channel)) {
+            (Some(open), _) => open.closing = true,
+            (None, Some(failed)) => failed.closing = true,
+            (None, None) => return self.reply_now(conn, channel, Reply::Done),
+        }
+        self.check_barriers(conn);
+    }
+
+    /// An error ended the channel: what it holds goes back, what it published and settled before goes on.
+    fn channel_lost(&mut self, conn: ConnId, channel: ChannelId) {
+        let Some(client) = self.clients.get_mut(&conn) else { return };
+        if let Some(open) = client.channels.get_mut(&channel) {
+            let (publishes, settles) = (std::mem::take(&mut open.publishes), std::mem::take(&mut open.settles));
+            let failed = Failed { publishes, settles, closing: open.closing };
+            if !failed.is_quiet() {
+                client.failed.insert(channel, failed);
+            }
+        }
+        self.end_channel(conn, channel);
     }
 
     fn authenticate(&mut self, conn: ConnId, credentials: Credentials) {
@@ -426,6 +459,7 @@ impl<R: EntryReader> Member<R> {
             channel.publishes.ended_below(channel.publishes.next())
                 && channel.settles.ended_below(channel.settles.next())
         };
+        let failed: Vec<ChannelId> = client.failed.extract_if(.., |_, one| one.is_quiet()).map(|(id, _)| id).collect();
         let closed: Vec<ChannelId> = client
             .channels
             .iter()
@@ -433,8 +467,7 @@ impl<R: EntryReader> Member<R> {
             .map(|(id, _)| *id)
             .collect();
         let settled = client.channels.values().all(quiet);
-        // A channel that failed took its settlements with it, but not what was published on it before.
-        let all_quiet = client.closing && settled && client.unfinished == 0;
+        let all_quiet = client.closing && settled && client.failed.is_empty() && client.unfinished == 0;
         for (channel, what) in ready {
             match what {
                 DelayedStep::Reply(reply) => self.reply_now(conn, channel, reply),
@@ -443,6 +476,9 @@ impl<R: EntryReader> Member<R> {
         }
         for channel in closed {
             self.end_channel(conn, channel);
+            self.reply_now(conn, channel, Reply::Done);
+        }
+        for channel in failed {
             self.reply_now(conn, channel, Reply::Done);
         }
         if all_quiet {

@@ -83,6 +83,9 @@ impl<R: EntryReader> Member<R> {
         for client in self.clients.values_mut() {
             client.ended = true;
             client.channels.clear();
+            client.failed.clear();
+            // What was under way is not known any more, so no close-ok may say that it is durable.
+            client.closing = false;
             client.gets_waiting.clear();
             client.gets_under_way = 0;
             client.held.clear();

@@ -140,7 +140,10 @@ impl<R: EntryReader> Member<R> {
         client.unconfirmed_bytes = client.unconfirmed_bytes.saturating_sub(size as usize);
         client.unfinished = client.unfinished.saturating_sub(1);
         let Some(open) = client.channels.get_mut(&channel) else {
-            // The channel failed, but the connection's close-ok waits for what it published.
+            // The channel failed, but close-oks wait for what it published.
+            if let Some(failed) = client.failed.get_mut(&channel) {
+                failed.publishes.end_part(seq - 1);
+            }
             self.barriers.insert(conn);
             return;
         };
@@ -158,7 +161,12 @@ impl<R: EntryReader> Member<R> {
         client.unconfirmed_bytes = client.unconfirmed_bytes.saturating_sub(size as usize);
         client.unfinished = client.unfinished.saturating_sub(1);
         self.barriers.insert(conn);
-        let Some(open) = client.channels.get_mut(&channel) else { return };
+        let Some(open) = client.channels.get_mut(&channel) else {
+            if let Some(failed) = client.failed.get_mut(&channel) {
+                failed.publishes.fail(seq - 1);
+            }
+            return;
+        };
         if open.publishes.fail(seq - 1) {
             client.session.reject_publish(channel, seq);
             self.metrics.refused += 1;

@@ -345,9 +345,11 @@ impl<R: EntryReader> Member<R> {
         match tracked {
             Tracked::Publish { conn, channel, seq, size, .. } => self.publish_ended(conn, channel, seq, size),
             Tracked::Settle { conn, channel, number } => {
-                let open = self.clients.get_mut(&conn).and_then(|client| client.channels.get_mut(&channel));
-                if let Some(open) = open {
-                    open.settles.end_part(number);
+                let Some(client) = self.clients.get_mut(&conn) else { return };
+                let open = client.channels.get_mut(&channel).map(|open| &mut open.settles);
+                let settles = open.or(client.failed.get_mut(&channel).map(|failed| &mut failed.settles));
+                if let Some(settles) = settles {
+                    settles.end_part(number);
                     self.barriers.insert(conn);
                 }
             }

@@ -64,6 +64,10 @@ pub(crate) struct Transaction {
 pub(crate) struct Channel {
     pub id: ChannelId,
     pub stage: Stage,
+    /// It failed, and the client has closed it as well; that close waits for its answer.
+    pub is_closed_by_client: bool,
+    /// It failed, and the client has answered our close.
+    pub is_close_answered: bool,
     pub assembly: Assembly,
     pub waiting: Option<Waiting>,
     /// What came in while a call was waiting.
@@ -97,6 +101,8 @@ impl Channel {
             consumer_prefetch: 0,
             channel_prefetch: 0,
             held: VecDeque::new(),
+            is_closed_by_client: false,
+            is_close_answered: false,
             unacked: Unacked::default(),
             published: 0,
             confirms: None,
@@ -146,6 +152,14 @@ impl Channel {
         self.consumers.clear();
         self.unacked = Unacked::default();
         closing
+    }
+
+    /// The client closes a channel that failed. Its close-ok says that what came before the failure is durable, so the engine is
+    /// asked for that first.
+    pub fn close_crossed(&mut self, shared: &mut Shared) {
+        if !std::mem::replace(&mut self.is_closed_by_client, true) {
+            shared.out.request(Request::CloseChannel { channel: self.id });
+        }
     }
 
     fn publish(&mut self, content: Content, shared: &mut Shared) -> Result<(), AmqpError> {

@@ -222,6 +222,9 @@ impl Connection {
 
     /// Answers the pending call, or `CloseChannel`, of a channel. Dropped if the channel has gone since.
     pub fn reply(&mut self, channel: ChannelId, reply: Reply, now_us: u64) {
+        if self.close_failed_channel(channel, &reply) {
+            return;
+        }
         let Some(known) = live(&mut self.channels, channel) else { return };
         let result = match known.reply(reply, &mut self.shared) {
             Ok(true) => {
@@ -240,6 +243,18 @@ impl Connection {
         }
         self.finish_draining();
         self.process(now_us);
+    }
+
+    /// What came on a channel before it failed is durable: the client's close of it, which crossed ours, is answered.
+    fn close_failed_channel(&mut self, id: ChannelId, reply: &Reply) -> bool {
+        let failed =
+            |channel: &Channel| channel.id == id && channel.is_closed_by_client && channel.stage == Stage::Failed;
+        let is_done = *reply == Reply::Done && self.channels.get(&id.number).is_some_and(failed);
+        if is_done {
+            self.channels.remove(&id.number);
+            self.shared.out.method(id.number, &Method::ChannelCloseOk {});
+        }
+        is_done
     }
 
     /// A publish is durable everywhere it was routed to. May come in any order.
@@ -356,7 +371,11 @@ fn live(channels: &mut BTreeMap<u16, Channel>, id: ChannelId) -> Option<&mut Cha
 impl Connection {
     /// A soft error closes the channel, a hard one, or any on channel 0, the connection.
     pub(crate) fn fail(&mut self, number: u16, error: AmqpError, now_us: u64) {
-        if matches!(self.phase, Phase::ClientClosing | Phase::Closing { .. } | Phase::Closed) {
+        if matches!(self.phase, Phase::Closing { .. } | Phase::Closed) {
+            return;
+        }
+        let is_hard = error.code.is_hard() || number == 0;
+        if self.phase == Phase::ClientClosing && !is_hard {
             return;
         }
         self.flush_confirms();
@@ -371,11 +390,10 @@ impl Connection {
             let client_closes = channel.abandon(&mut self.shared) || was == Stage::Closing;
             channel.stage = Stage::Failed;
             self.shared.out.method(number, &method);
-            if client_closes {
-                self.shared.out.method(number, &Method::ChannelCloseOk {});
-                self.channels.remove(&number);
-            }
             self.shared.out.request(Request::ChannelLost { channel: id });
+            if client_closes {
+                channel.close_crossed(&mut self.shared);
+            }
             return self.finish_draining();
         }
         let method = Method::ConnectionClose {

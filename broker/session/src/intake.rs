@@ -69,18 +69,14 @@ impl Connection {
         }
     }
 
-    /// After a close of ours only its answer counts, or a close of the client's that crossed it.
+    /// After a close of ours only its answer counts, or a close of the client's that crossed it. That one gets no close-ok: it
+    /// would say that what came before it is durable, and what came since our own was dropped. The connection just ends.
     fn frame_while_closing(&mut self, frame: Frame) {
         if frame.kind != FrameKind::Method || frame.channel != 0 {
             return;
         }
-        match Method::decode(frame.payload) {
-            Ok(Method::ConnectionCloseOk {}) => self.phase = Phase::Closed,
-            Ok(Method::ConnectionClose { .. }) => {
-                self.shared.out.method(0, &Method::ConnectionCloseOk {});
-                self.phase = Phase::Closed;
-            }
-            _ => {}
+        if let Ok(Method::ConnectionCloseOk {} | Method::ConnectionClose { .. }) = Method::decode(frame.payload) {
+            self.phase = Phase::Closed;
         }
     }
 
@@ -119,8 +115,7 @@ impl Connection {
             return self.frame_without_channel(number, frame);
         };
         if channel.stage == Stage::Failed {
-            self.frame_on_failed_channel(number, frame);
-            return Ok(());
+            return self.frame_on_failed_channel(number, frame);
         }
         let before_bytes = channel.assembly.held_bytes;
         let input = channel.assembly.frame(frame, &self.shared.config)?;
@@ -173,20 +168,26 @@ impl Connection {
         Ok(())
     }
 
-    fn frame_on_failed_channel(&mut self, number: u16, frame: Frame) {
-        if frame.kind != FrameKind::Method {
-            return;
-        }
+    fn frame_on_failed_channel(&mut self, number: u16, frame: Frame) -> Result<(), AmqpError> {
+        let Some(channel) = self.channels.get_mut(&number).filter(|_| frame.kind == FrameKind::Method) else {
+            return Ok(());
+        };
         match Method::decode(frame.payload) {
             Ok(Method::ChannelCloseOk {}) => {
-                self.channels.remove(&number);
+                channel.is_close_answered = true;
+                if !channel.is_closed_by_client {
+                    self.channels.remove(&number);
+                }
             }
-            Ok(Method::ChannelClose { .. }) => {
-                self.shared.out.method(number, &Method::ChannelCloseOk {});
+            Ok(Method::ChannelClose { .. }) => channel.close_crossed(&mut self.shared),
+            // It has closed the channel and answered our close: it need not wait for the answer to its own.
+            Ok(Method::ChannelOpen {}) if channel.is_close_answered => {
                 self.channels.remove(&number);
+                return self.open_channel(number);
             }
             _ => {}
         }
+        Ok(())
     }
 }
 

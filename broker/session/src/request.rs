@@ -36,7 +36,8 @@ pub enum Request {
     OpenChannel { channel: ChannelId },
     /// The client closes a channel: answered with [`Reply::Done`] once every publish of it is durable.
     CloseChannel { channel: ChannelId },
-    /// A channel ended by an error. A notice: its consumers and unacknowledged deliveries may go.
+    /// A channel ended by an error. A notice: its consumers and unacknowledged deliveries may go. A `CloseChannel` may follow:
+    /// the client closes it too, and its close-ok waits for the publishes and settlements that came before.
     ChannelLost { channel: ChannelId },
 
     /// A message. Not answered; the engine reports its end with `confirm` or `reject_publish`, and `return_message` before that.

@@ -68,12 +68,27 @@ fn a_close_by_the_broker_waits_for_close_ok_but_not_for_ever() {
 }
 
 #[test]
-fn closes_that_cross_each_other_are_both_answered() {
-    let mut script = Script::open();
+fn a_close_that_crosses_ours_gets_no_close_ok_since_what_came_before_it_was_dropped() {
+    let (mut script, _) = Script::with_channel();
+    script.requests();
     script.connection.close(Refusal::new(ReplyCode::ConnectionForced, "bye"), 0);
     script.seen();
+    script.publish(1, "dropped");
     script.send(0, connection_close());
-    assert_eq!(script.methods(), [(0, Method::ConnectionCloseOk {})]);
+    assert_eq!(script.methods(), []);
+    assert!(script.connection.is_closed());
+}
+
+#[test]
+fn a_client_that_waits_for_its_close_ok_hears_that_the_broker_closes() {
+    let mut script = Script::open();
+    script.send(0, connection_close());
+    assert_eq!(script.requests(), [Request::CloseConnection]);
+    script.connection.close(Refusal::new(ReplyCode::ConnectionForced, "declared dead"), 0);
+    script.expect_close(0, ReplyCode::ConnectionForced, "CONNECTION_FORCED - declared dead", (0, 0));
+    script.connection.reply_connection_closed();
+    assert_eq!(script.methods(), [], "what came before is not known to be durable");
+    script.send(0, Method::ConnectionCloseOk {});
     assert!(script.connection.is_closed());
 }
 

@@ -163,16 +163,42 @@ fn a_soft_error_closes_the_channel_and_what_follows_on_it_is_ignored() {
 }
 
 #[test]
-fn an_error_that_crosses_the_clients_close_leaves_the_number_free() {
+fn a_close_that_crosses_an_error_is_answered_once_what_came_before_is_durable() {
+    for answers_first in [true, false] {
+        let (mut script, channel) = Script::with_channel();
+        script.send(1, declare("q"));
+        script.send(1, channel_close());
+        script.requests();
+        script.reply(channel, Reply::Failed(Refusal::new(ReplyCode::NotFound, "no")));
+        let seen = script.methods();
+        assert!(matches!(seen[..], [(1, Method::ChannelClose { .. })]), "{seen:?}");
+        assert_eq!(script.requests(), [Request::ChannelLost { channel }, Request::CloseChannel { channel }]);
+        if answers_first {
+            script.send(1, Method::ChannelCloseOk {});
+        }
+        script.reply(channel, Reply::Done);
+        assert_eq!(script.methods(), [(1, Method::ChannelCloseOk {})]);
+        if !answers_first {
+            script.send(1, Method::ChannelCloseOk {});
+        }
+        script.open_channel(1);
+    }
+}
+
+#[test]
+fn a_client_that_closes_a_failed_channel_and_answers_our_close_may_open_it_again_at_once() {
     let (mut script, channel) = Script::with_channel();
     script.send(1, declare("q"));
-    script.send(1, channel_close());
-    script.reply(channel, Reply::Failed(Refusal::new(ReplyCode::NotFound, "no")));
-    let seen = script.methods();
-    assert!(matches!(seen[..], [(1, Method::ChannelClose { .. }), (1, Method::ChannelCloseOk {})]), "{seen:?}");
-    script.send(1, Method::ChannelCloseOk {});
     script.requests();
-    script.open_channel(1);
+    script.reply(channel, Reply::Failed(Refusal::new(ReplyCode::NotFound, "no")));
+    script.send(1, channel_close());
+    script.send(1, Method::ChannelCloseOk {});
+    script.methods();
+    script.requests();
+    let again = script.open_channel(1);
+    script.reply(channel, Reply::Done);
+    assert_eq!(script.methods(), [], "the close-ok of another life of the channel");
+    assert_ne!(again, channel);
 }
 
 #[test]

@@ -98,7 +98,7 @@ fn a_publish_to_no_exchange_closes_the_channel_after_earlier_confirms() {
 }
 
 #[test]
-fn what_follows_a_failed_publish_is_dropped_and_the_number_is_free_if_the_client_closed() {
+fn what_follows_a_failed_publish_is_dropped_and_a_close_is_answered_when_what_came_before_is_durable() {
     let (mut script, channel) = Script::with_channel();
     let other = script.open_channel(2);
     script.publish(1, "bad");
@@ -109,10 +109,16 @@ fn what_follows_a_failed_publish_is_dropped_and_the_number_is_free_if_the_client
     script.connection.fail_publish(channel, Refusal::new(ReplyCode::NotFound, "no exchange"), 0);
     let requests = script.requests();
     assert!(
-        matches!(&requests[..], [Request::Publish(publish), Request::ChannelLost { .. }] if publish.channel == other)
+        matches!(
+            &requests[..],
+            [Request::Publish(publish), Request::ChannelLost { .. }, Request::CloseChannel { .. }] if publish.channel == other
+        ),
+        "{requests:?}"
     );
     let seen = script.methods();
-    assert!(matches!(seen[..], [(1, Method::ChannelClose { .. }), (1, Method::ChannelCloseOk {})]), "{seen:?}");
+    assert!(matches!(seen[..], [(1, Method::ChannelClose { .. })]), "{seen:?}");
+    script.reply(channel, Reply::Done);
+    assert_eq!(script.methods(), [(1, Method::ChannelCloseOk {})]);
     script.open_channel(1);
 }
 
