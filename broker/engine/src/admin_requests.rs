@@ -545,7 +545,9 @@ impl<R: EntryReader> Member<R> {
             commit: status.commit,
             applied: status.applied,
             quarantined: status.role == Role::Quarantined,
-            in_sync_replicas: status.me_leading.then(|| self.host.as_ref().map_or(0, |it| it.voters_in_sync(group))),
+            in_sync_replicas: status
+                .me_leading
+                .then(|| self.host.as_ref().map_or(0, |it| it.voters_known_in_sync(group))),
             min_in_sync_replicas: self.metadata().map_or(0, |meta| meta.group_min_in_sync_replicas(group)),
             replicas,
         }

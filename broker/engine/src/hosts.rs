@@ -164,6 +164,11 @@ impl<R: EntryReader> Hosts<R> {
         self.host(group).voters_in_sync(group)
     }
 
+    /// See [`Host::voters_known_in_sync`].
+    pub fn voters_known_in_sync(&self, group: GroupId) -> usize {
+        self.host(group).voters_known_in_sync(group)
+    }
+
     /// See [`Host::is_in_sync`].
     pub fn is_in_sync(&self, group: GroupId, member: MemberId) -> bool {
         self.host(group).is_in_sync(group, member)

@@ -56,7 +56,16 @@ impl<R: EntryReader> Member<R> {
         let Some(own) = self.identity.membership.as_ref() else { return };
         let config = HostConfig { cluster: cluster_hash(&own.cluster_id), ..self.config.replication.clone() };
         let seed = self.rng.next_u64();
-        self.host = Some(Hosts::new(self.config.workers, config, own.member, seed, &self.reader, self.now));
+        let mut host = Hosts::new(self.config.workers, config, own.member, seed, &self.reader, self.now);
+        // Who is known already: else the first restart of another member would look like its first start, and nobody would
+        // ask whether it still leads what it led.
+        for (member, peer) in self.peers.iter() {
+            host.member_returned(member, peer.boot, self.now);
+            if peer.suspected {
+                host.member_suspected(member, self.now);
+            }
+        }
+        self.host = Some(host);
     }
 
     /// Persists who this member is.

@@ -153,6 +153,37 @@ fn what_a_leader_says_goes_through_a_third_member_while_its_link_with_a_home_car
     assert_eq!(client.get(&mut cluster, "q").map(|message| message.body).as_deref(), Some("1"));
 }
 
+/// The next leader's word came through a third member before anything showed that there is another leader. The home missed a
+/// delivery before it, took itself for the leader, and asked itself within the same call until the stack overflowed.
+#[test]
+fn a_deposed_leader_that_missed_a_delivery_for_its_own_consumer_does_not_ask_itself_without_end() {
+    let mut cluster = Cluster::ready(3);
+    let mut setup = cluster.client(0);
+    setup.declare(&mut cluster, "q");
+    let (here, next, deposed) = others(&cluster);
+    let mut publisher = cluster.client(here);
+    publisher.confirm_select(&mut cluster);
+    let mut consumer = cluster.client(deposed);
+    consumer.consume(&mut cluster, "q", "c", false);
+    cluster.stopped = vec![(next, deposed), (here, deposed)];
+    let transfer = AdminAction::Transfer { group: QUEUE, to: format!("m{next}") };
+    let _ = cluster.admin(deposed, transfer);
+    let leads = |cluster: &Cluster, at: usize| cluster.member(at).host().is_some_and(|host| host.is_leading(QUEUE));
+    cluster.wait("the next leader leads", |cluster| leads(cluster, next));
+    assert!(leads(&cluster, deposed), "nothing tells it");
+    cluster.let_through(here, deposed);
+    for number in 1..=6 {
+        publisher.publish(&mut cluster, "q", &number.to_string());
+        publisher.wait_confirmed(&mut cluster, number);
+        cluster.run(Duration::from_millis(300));
+    }
+    cluster.let_through(next, deposed);
+    for number in 1..=6 {
+        let received = consumer.receive(&mut cluster);
+        assert_eq!((received.body.as_str(), received.redelivered), (number.to_string().as_str(), false));
+    }
+}
+
 #[test]
 fn a_home_that_cannot_reach_the_leader_talks_to_it_through_a_third_member() {
     let mut cluster = Cluster::ready(3);
@@ -226,6 +257,49 @@ fn a_member_whose_replica_of_the_metadata_is_damaged_holds_nobody_up_and_its_las
     cluster.run(Duration::from_secs(14));
     let back = publisher.get(&mut cluster, "q").expect("what the last run held comes back");
     assert_eq!((back.body.as_str(), back.redelivered), ("held", true));
+}
+
+/// It was back before anybody suspected it, and the others took its first restart for its first start: they went on to trust a
+/// leader that could not lead, and no member logged a client in any more.
+#[test]
+fn a_leader_of_the_metadata_that_is_back_at_once_with_damage_is_replaced() {
+    let mut cluster = Cluster::ready(3);
+    let broken = cluster.leader_of(GroupId::META).expect("led");
+    cluster.run(Duration::from_secs(3));
+    cluster.kill(broken);
+    cluster.restart(broken, lose_records);
+    let asked = cluster.now;
+    let mut client = cluster.client((broken + 1) % 3);
+    client.declare(&mut cluster, "q");
+    let took = cluster.now.since(asked);
+    assert!(took < Duration::from_secs(4), "{took:?}");
+}
+
+/// The leader went by what the replica had acknowledged before it was damaged: its drill struck the next replica then.
+#[test]
+fn a_replica_that_is_back_with_damage_is_in_sync_only_after_another_has_taken_its_place() {
+    let mut cluster = Cluster::ready(3);
+    let mut client = cluster.client(0);
+    client.declare(&mut cluster, "q");
+    client.confirm_select(&mut cluster);
+    client.publish(&mut cluster, "q", "kept");
+    client.wait_confirmed(&mut cluster, 1);
+    let (broken, _, leader) = others(&cluster);
+    let in_sync = |cluster: &mut Cluster| match cluster.admin(leader, AdminAction::Groups { limit: 10 }) {
+        Ok(AdminReply::Groups(groups)) => {
+            groups.into_iter().find(|one| one.group == QUEUE).expect("it").in_sync_replicas
+        }
+        other => panic!("{other:?}"),
+    };
+    cluster.run(Duration::from_secs(3));
+    assert_eq!(in_sync(&mut cluster), Some(3));
+    cluster.kill(broken);
+    cluster.restart(broken, lose_records);
+    assert_eq!(in_sync(&mut cluster), Some(2));
+    cluster.run(Duration::from_millis(200));
+    assert_eq!(in_sync(&mut cluster), Some(2));
+    cluster.run(Duration::from_secs(20));
+    assert_eq!(in_sync(&mut cluster), Some(3), "{:#?}", cluster.events);
 }
 
 #[test]

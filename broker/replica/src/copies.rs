@@ -49,6 +49,14 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
     pub fn is_in_sync<E>(&self, replica: u64, cx: &Context<E>) -> bool {
         let Some(progress) = self.raw.raft.prs().get(replica).filter(|_| self.is_leader()) else { return false };
         let near = progress.matched == 0 || self.last().saturating_sub(progress.matched) <= IN_SYNC_LAG;
-        replica == self.me.raft_id() || (cx.is_up(replica) && progress.state != ProgressState::Snapshot && near)
+        let answers = cx.is_up(replica) && !self.unheard.contains(&replica);
+        replica == self.me.raft_id() || (answers && progress.state != ProgressState::Snapshot && near)
+    }
+
+    /// On the leader: voters, itself included, that have answered this leader and lack little.
+    pub fn voters_known_in_sync<E>(&self, cx: &Context<E>) -> usize {
+        let has_answered = |voter: u64| self.raw.raft.prs().get(voter).is_some_and(|progress| progress.matched > 0);
+        let voters = self.voter_halves.first().map(Vec::as_slice).unwrap_or_default();
+        voters.iter().filter(|voter| has_answered(**voter) && self.is_in_sync(**voter, cx)).count()
     }
 }

@@ -1,6 +1,6 @@
 //! One replica of one Raft group.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use holdfast_journal::{BatchId, EntryReader, GroupKey};
@@ -72,6 +72,8 @@ pub(crate) struct Group<M: Machine, R: EntryReader> {
     pub campaigns: u32,
     /// Quiesced although a suspected member lacks something.
     pub quiesced_without: bool,
+    /// On the leader: replicas whose member began another run and which have not answered since.
+    pub unheard: BTreeSet<u64>,
 
     /// The last durable checkpoint.
     pub checkpoint: u64,
@@ -157,6 +159,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
             gone: None,
             campaigns: 0,
             quiesced_without: false,
+            unheard: BTreeSet::new(),
             checkpoint: start.applied,
             checkpoint_pending: None,
             checkpoint_size: 0,
@@ -388,7 +391,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
                 voter: prs.conf().voters().contains(*id),
                 matched: progress.matched,
                 lag: self.last().saturating_sub(progress.matched),
-                live: cx.is_up(*id),
+                live: cx.is_up(*id) && !self.unheard.contains(id),
                 snapshot: progress.state == ProgressState::Snapshot,
                 snapshot_percent: self.outgoing.get(&ReplicaId::from_raft_id(*id)).map(Outgoing::percent),
             })

@@ -213,6 +213,11 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
         self.running(group).map_or(0, |group| group.voters_in_sync(&self.cx))
     }
 
+    /// The same, where a voter counts only once it has answered this leader: a replica that is damaged never does.
+    pub fn voters_known_in_sync(&self, group: GroupId) -> usize {
+        self.running(group).map_or(0, |group| group.voters_known_in_sync(&self.cx))
+    }
+
     /// On the group's leader: whether the member's replica, voting or not, answers and lacks little of the log.
     pub fn is_in_sync(&self, group: GroupId, member: MemberId) -> bool {
         self.running(group).is_some_and(|group| group.is_in_sync(member.0, &self.cx))

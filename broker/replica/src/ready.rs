@@ -242,6 +242,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         if !self.is_leader() {
             self.stop_sending_snapshots();
             self.heard.clear();
+            self.unheard.clear();
         }
         let group = self.id;
         info!(%group, leader = now.leader, term = now.term, me_leading = now.me_leading, "leadership");

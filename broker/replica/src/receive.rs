@@ -67,6 +67,9 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         if let Err(error) = self.raw.step(message) {
             trace!(group = %self.id, %from, ?kind, %error, "raft dropped a message");
         }
+        if matches!(kind, MessageType::MsgAppendResponse | MessageType::MsgHeartbeatResponse) {
+            self.unheard.remove(&from.raft_id());
+        }
         if kind == MessageType::MsgAppendResponse {
             self.mend_probe(from);
         }

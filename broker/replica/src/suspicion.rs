@@ -82,6 +82,10 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         if self.is_leader() {
             let progress = self.raw.raft.prs().get(replica.raft_id());
             let lacks = progress.is_some_and(|peer| peer.matched < self.last());
+            if restarted {
+                // What it acknowledged may be damaged now. Its next answer shows that it is not.
+                self.unheard.insert(replica.raft_id());
+            }
             if restarted || lacks || self.quiesced_without {
                 self.wake(cx);
             }

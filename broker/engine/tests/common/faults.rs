@@ -72,6 +72,15 @@ impl Cluster {
         }
     }
 
+    /// What one member has sent to another meanwhile arrives, and so does what follows.
+    pub fn let_through(&mut self, from: usize, to: usize) {
+        self.stopped.retain(|link| *link != (from, to));
+        let all = std::mem::take(&mut self.waiting);
+        let (through, waiting): (Vec<_>, Vec<_>) = all.into_iter().partition(|(link, _)| *link == (from, to));
+        self.waiting = waiting;
+        self.inputs.extend(through.into_iter().map(|((_, to), input)| (to, input)));
+    }
+
     /// Lets all members reach each other again.
     pub fn mend(&mut self) {
         self.cuts.clear();

@@ -49,6 +49,10 @@ pub struct Cluster {
     pub default_min_in_sync_replicas: u8,
     /// Frames from one member to another of so many bytes or more are lost.
     pub losses: Vec<(usize, usize, usize)>,
+    /// Frames from one member to another wait, as in a connection that stands and carries nothing…
+    pub stopped: Vec<(usize, usize)>,
+    /// … here, in order.
+    waiting: Vec<((usize, usize), Input)>,
     /// The largest body that clients publish: no frame may hold more than it and [`FRAME_ROOM_BYTES`].
     pub largest_body: usize,
     pub events: Vec<String>,
@@ -93,6 +97,8 @@ impl Cluster {
             default_min_in_sync_replicas: 0,
             budgets,
             losses: Vec::new(),
+            stopped: Vec::new(),
+            waiting: Vec::new(),
             largest_body: 64 << 10,
             events: Vec::new(),
             exits: Vec::new(),
@@ -235,7 +241,11 @@ impl Cluster {
                 if let Some((to, link)) = self.links.get(&(at, link))
                     && !self.losses.iter().any(|(from, other, least)| (*from, *other) == (at, *to) && len >= *least)
                 {
-                    self.inputs.push_back((*to, Input::LinkFrame { link: *link, bytes }));
+                    let input = Input::LinkFrame { link: *link, bytes };
+                    match self.stopped.contains(&(at, *to)) {
+                        true => self.waiting.push(((at, *to), input)),
+                        false => self.inputs.push_back((*to, input)),
+                    }
                 }
             }
             Output::LinkClose { link, .. } => {
