@@ -196,6 +196,7 @@ pub fn plan(number: u8, rng: &mut Rng) -> Plan {
         strikes: draft.strikes,
         faults_us: draft.faults_us,
         quiet_us: SECOND_US,
+        least_us: 0,
         promises: draft.promises,
     }
 }

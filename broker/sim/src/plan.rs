@@ -14,7 +14,7 @@ pub const SECOND_US: u64 = 1_000_000;
 pub enum Profile {
     /// One queue and a few seconds of faults: many seeds a minute.
     Small,
-    /// Everything together, for a minute each.
+    /// Everything together, for a virtual minute each at least.
     Mixed,
     /// One fault of the fault list, by its number.
     Fault(u8),
@@ -86,6 +86,8 @@ pub struct Plan {
     pub faults_us: u64,
     /// Virtual time without a delivery at the end.
     pub quiet_us: u64,
+    /// Virtual time of the whole run at least: clients go on without faults for as long.
+    pub least_us: u64,
     /// What is promised.
     pub promises: Promises,
 }
@@ -181,6 +183,7 @@ fn small(rng: &mut Rng) -> Plan {
         clients,
         faults_us,
         quiet_us: SECOND_US,
+        least_us: 0,
         promises: Promises::default(),
     }
 }
@@ -212,6 +215,7 @@ fn mixed(rng: &mut Rng) -> Plan {
         clients,
         faults_us,
         quiet_us: 3 * SECOND_US,
+        least_us: 60 * SECOND_US,
         promises: Promises {
             replicas_stay: !has_policies,
             serves_within_us: if has_policies { MOVES_WITHIN_US } else { SERVES_WITHIN_US },
