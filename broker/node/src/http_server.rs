@@ -15,16 +15,14 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::listen::accept;
 
-/// Connections at a time on one listener.
-const CONNECTIONS: usize = 256;
 const TLS_HANDSHAKE: Duration = Duration::from_secs(5);
 /// How long a connection may take to send the head of a request; idle ones are closed by it too.
 const HEADER: Duration = Duration::from_secs(60);
 
-/// Serves `router` for ever.
-pub async fn serve(listener: TcpListener, tls: Option<Arc<ServerConfig>>, router: Router) {
+/// Serves `router` for ever, to so many connections at a time.
+pub async fn serve(listener: TcpListener, tls: Option<Arc<ServerConfig>>, router: Router, connections: usize) {
     let tls = tls.map(TlsAcceptor::from);
-    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let room = Arc::new(Semaphore::new(connections));
     loop {
         let (stream, from) = accept(&listener).await;
         let Ok(permit) = room.clone().try_acquire_owned() else { continue };

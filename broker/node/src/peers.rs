@@ -23,6 +23,7 @@ use rustls::{ClientConfig, ServerConfig};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_util::sync::CancellationToken;
@@ -135,14 +136,17 @@ impl Peers {
         }
     }
 
-    /// Accepts links for ever.
-    pub async fn serve(self, listener: TcpListener, tls: Arc<ServerConfig>) {
+    /// Accepts links for ever. Of those that have not shown yet that a member is behind them there may be `unproven` at a
+    /// time: anybody may connect, and each takes a file descriptor.
+    pub async fn serve(self, listener: TcpListener, tls: Arc<ServerConfig>, unproven: usize) {
         let acceptor = TlsAcceptor::from(tls);
+        let room = Arc::new(Semaphore::new(unproven));
         loop {
             let (stream, from) = accept(&listener).await;
+            let Ok(permit) = room.clone().try_acquire_owned() else { continue };
             let (peers, acceptor) = (self.clone(), acceptor.clone());
             tokio::spawn(async move {
-                if let Err(error) = peers.accepted(acceptor, stream, from).await {
+                if let Err(error) = peers.accepted(acceptor, stream, from, permit).await {
                     tracing::info!("refused a link from {from}: {error}");
                 }
             });
@@ -153,13 +157,20 @@ impl Peers {
         self.dialled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn accepted(&self, acceptor: TlsAcceptor, stream: TcpStream, from: SocketAddr) -> io::Result<()> {
+    async fn accepted(
+        &self,
+        acceptor: TlsAcceptor,
+        stream: TcpStream,
+        from: SocketAddr,
+        permit: OwnedSemaphorePermit,
+    ) -> io::Result<()> {
         SockRef::from(&stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
         let stream = timeout(TLS_HANDSHAKE, acceptor.accept(stream)).await??;
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
         if !self.is_for_a_member(&chain) {
             return Err(io::Error::other("its certificate is valid for no member of this cluster"));
         }
+        drop(permit);
         let origin = LinkOrigin::Accepted { from: from.to_string() };
         self.link(stream, origin, CancellationToken::new()).await;
         Ok(())
@@ -292,7 +303,7 @@ mod tests {
         let peers = Peers::new(inbox, certificates.client().unwrap(), "127.0.0.1");
         let listener = crate::listen::listen("127.0.0.1:0".parse().unwrap(), "peer").unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        tokio::spawn(peers.clone().serve(listener, certificates.server_for_members(None).unwrap()));
+        tokio::spawn(peers.clone().serve(listener, certificates.server_for_members(None).unwrap(), 8));
         Side { peers, lanes, address }
     }
 

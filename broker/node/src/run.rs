@@ -20,7 +20,7 @@ use crate::clock::{Clock, random_u64, random_u128, wall_ms};
 use crate::config::{Config, Listen, host_and_port};
 use crate::core::{Core, Doors, Ended};
 use crate::data_dir::DataDir;
-use crate::descriptors::connections_allowed;
+use crate::descriptors::Budget;
 use crate::failure::{ExitKind, Failure};
 use crate::http_server;
 use crate::inbox::{Arrival, Inbox, Lanes};
@@ -278,8 +278,8 @@ impl Process<'_> {
         brake: JournalBrake,
     ) -> Result<(), Failure> {
         let data_dir: PathBuf = self.data_dir.path().into();
-        let connections = connections_allowed(self.config.limits.connections);
-        let clients = Clients::new(inbox.clone(), metrics.clone(), connections);
+        let budget = Budget::take(self.config.limits.connections);
+        let clients = Clients::new(inbox.clone(), metrics.clone(), budget.clients);
         if let Some(listener) = listeners.amqp {
             self.runtime.spawn(clients.clone().serve(listener, None));
         }
@@ -287,7 +287,8 @@ impl Process<'_> {
             self.runtime.spawn(clients.serve(listener, Some(self.certificates.server_for_clients()?)));
         }
         if let Some(listener) = listeners.peer {
-            self.runtime.spawn(peers.clone().serve(listener, self.certificates.server_for_members(None)?));
+            let tls = self.certificates.server_for_members(None)?;
+            self.runtime.spawn(peers.clone().serve(listener, tls, budget.unproven));
         }
         if let Some(listener) = listeners.admin {
             let tls = self.certificates.server_for_members(Some(b"http/1.1"))?;
@@ -297,11 +298,11 @@ impl Process<'_> {
                 brake,
                 end_process,
             ));
-            self.runtime.spawn(http_server::serve(listener, Some(tls), router));
+            self.runtime.spawn(http_server::serve(listener, Some(tls), router, budget.http));
         }
         if let Some(listener) = listeners.http {
             let router = probes::router(metrics.clone(), clock, data_dir);
-            self.runtime.spawn(http_server::serve(listener, None, router));
+            self.runtime.spawn(http_server::serve(listener, None, router, budget.http));
         }
         Ok(())
     }

@@ -33,6 +33,8 @@ pub struct Member {
     broker: PathBuf,
     process: Option<Child>,
     last_code: Option<i32>,
+    /// Processes that were found dead where this program was about to end them, each with what it said last.
+    found_dead: Vec<String>,
     /// Put before the broker's program, such as `prlimit …`.
     pub wrapper: Vec<String>,
     /// It was removed from the cluster: it is not started again, and nobody waits for it.
@@ -56,6 +58,7 @@ impl Member {
             broker: broker.to_path_buf(),
             process: None,
             last_code: None,
+            found_dead: Vec::new(),
             wrapper: Vec::new(),
             retired: false,
             environment: Vec::new(),
@@ -152,12 +155,29 @@ impl Member {
         self.signal(Signal::TERM)
     }
 
-    /// SIGKILL, without waiting for its end.
+    /// SIGKILL, without waiting for its end. One that has ended by itself meanwhile is remembered.
     ///
     /// # Errors
     /// When it does not run.
-    pub fn strike(&self) -> Result<()> {
+    pub fn strike(&mut self) -> Result<()> {
+        self.look_whether_it_died();
+        if self.process.is_none() && !self.found_dead.is_empty() {
+            return Ok(());
+        }
         self.signal(Signal::KILL)
+    }
+
+    fn look_whether_it_died(&mut self) {
+        if let Some(code) = self.ended_by_itself() {
+            let words = self.last_words();
+            self.found_dead.push(format!("{} had ended by itself with {code:?}: {words}", self.name));
+        }
+    }
+
+    /// Processes that nobody ended and that no fault expected to end, in words.
+    pub fn died_unasked(&mut self) -> Vec<String> {
+        self.look_whether_it_died();
+        std::mem::take(&mut self.found_dead)
     }
 
     /// Waits for the end of its process, at most `limit`, and gives its exit code (none after a signal).

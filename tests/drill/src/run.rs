@@ -260,7 +260,8 @@ async fn judge(mut run: Run, struck: Result<()>, outcome: &mut Outcome) {
     let Run { mut cluster, workload, network, record, .. } = run;
     let (findings, settled) = workload.finish().await;
     let _ = network.lift_rates().await;
-    for member in &cluster.members {
+    for member in &mut cluster.members {
+        outcome.broken.extend(member.died_unasked());
         let log = member.log();
         let defects = log.lines().filter(|line| line.contains(DEFECT));
         outcome.broken.extend(defects.map(|line| format!("{}: {line}", member.name)));

@@ -94,7 +94,7 @@ async fn killing_leaders_under_load_on_all_members_loses_no_confirmed_message() 
     for producer in producers {
         producer.await.unwrap().unwrap();
     }
-    wait_until_drained(&ledger, PATIENCE).await;
+    wait_until_drained(&ledger, PATIENCE, PATIENCE).await;
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
     for consumer in consumers {
         consumer.await.unwrap();

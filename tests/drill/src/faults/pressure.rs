@@ -105,7 +105,7 @@ pub async fn little_memory(run: &mut Run) -> Result<()> {
 pub async fn restart_with_backlog(run: &mut Run) -> Result<()> {
     run.workload.pile_up(MANY, PILING_UP).await?;
     for _ in 0..run.strikes(2) {
-        for member in &run.cluster.members {
+        for member in &mut run.cluster.members {
             member.strike()?;
         }
         for member in &mut run.cluster.members {

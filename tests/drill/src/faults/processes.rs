@@ -44,7 +44,7 @@ pub async fn kill_anyone(run: &mut Run) -> Result<()> {
 
 pub async fn kill_everyone(run: &mut Run) -> Result<()> {
     for _ in 0..run.strikes(5) {
-        for member in &run.cluster.members {
+        for member in &mut run.cluster.members {
             member.strike()?;
         }
         for member in &mut run.cluster.members {
