@@ -67,6 +67,8 @@ pub enum AdminAction {
     Policies { kind: PolicyKind },
     /// `GET /v1/queues`.
     Queues { limit: usize },
+    /// `POST /v1/queues/{vhost}/{name}/actions`.
+    QueueAction { vhost: String, name: String, action: QueueAction },
     /// `PUT /v1/members`: the whole list of expected members.
     PutMembers { members: Vec<ExpectedMember> },
     /// `DELETE /v1/members/{name}`: asks a member to leave. The contract:
@@ -317,6 +319,15 @@ pub struct PolicyReport {
     pub policy: NewPolicy,
 }
 
+/// What can be done with a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueueAction {
+    /// Replicas that wait to be synchronised fetch all messages.
+    Sync,
+    /// Those that were asked for and are not done wait again.
+    CancelSync,
+}
+
 /// One queue of `GET /v1/queues`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueueReport {
@@ -336,6 +347,8 @@ pub struct QueueReport {
     pub replicas: Vec<QueueReplica>,
     /// Members that it is to move to.
     pub moving_to: Vec<String>,
+    /// Members that should hold it too, and wait to be synchronised (`ha-sync-mode: manual`).
+    pub unsynchronised: Vec<String>,
 }
 
 /// A replica of a queue.

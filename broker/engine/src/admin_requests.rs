@@ -115,6 +115,10 @@ impl<R: EntryReader> Member<R> {
             }
             AdminAction::Policies { kind } => Ok(Some(AdminReply::Policies(self.policy_reports(kind)))),
             AdminAction::Queues { limit } => Ok(Some(AdminReply::Queues(self.queue_reports(limit)))),
+            AdminAction::QueueAction { vhost, name, action } => {
+                self.queue_action(request, (&vhost, &name), action)?;
+                Ok(None)
+            }
             AdminAction::PutReplication { default_min_in_sync_replicas } => {
                 let min_in_sync_replicas = u32::from(default_min_in_sync_replicas);
                 let command = MetaCommand::SetDefaultMinInSync { min_in_sync_replicas };
@@ -158,7 +162,7 @@ impl<R: EntryReader> Member<R> {
         Ok(())
     }
 
-    fn need_metadata(&self) -> Result<(), AdminError> {
+    pub(crate) fn need_metadata(&self) -> Result<(), AdminError> {
         if self.metadata().is_some() {
             return Ok(());
         }
@@ -194,7 +198,7 @@ impl<R: EntryReader> Member<R> {
         meta.users().map(report).collect()
     }
 
-    fn ask_for_admin(
+    pub(crate) fn ask_for_admin(
         &mut self,
         request: AdminRequestId,
         waiter: Option<AdminRequestId>,

@@ -15,6 +15,7 @@
 //! | `join` | bootstrap, invitation, registration, and the care for who is in the cluster |
 //! | `replicas` | which replicas this member makes, destroys and has replaced |
 //! | `mover`, `rebalance` | a group's way to the replicas that it should have; which groups may go it at a time |
+//! | `synchronising` | replicas that wait for `sync` (`ha-sync-mode: manual`) |
 //! | `recovery`, `epochs` | forced recovery from the disks that are left; members that it left behind |
 //! | `peers`, `links`, `peer_message` | links, heartbeats, suspicion, relays; the peer protocol |
 //! | `alarms`, `flow` | memory and disk alarms; byte budgets that all connections share |
@@ -64,6 +65,7 @@ mod rng;
 pub mod seam;
 mod stream;
 mod streams;
+mod synchronising;
 mod transient;
 mod workers;
 

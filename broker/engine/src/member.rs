@@ -28,6 +28,7 @@ use crate::requests::MetaStream;
 use crate::rng::Rng;
 use crate::seam::{ConnId, Event, Input, Output, PasswordToken, Severity};
 use crate::streams::Streams;
+use crate::synchronising::Synchronising;
 use crate::transient::TransientHost;
 use crate::workers::{Crew, InTurn};
 
@@ -183,6 +184,7 @@ pub struct Member<R: EntryReader> {
     pub(crate) alarms: AlarmState,
     pub(crate) flow: Flow,
     pub(crate) mover: Mover,
+    pub(crate) synchronising: Synchronising,
     pub(crate) rebalance: Rebalance,
     pub(crate) repairs: Repairs,
 }
@@ -249,6 +251,7 @@ impl<R: EntryReader> Member<R> {
             alarms: AlarmState::default(),
             flow: Flow::default(),
             mover: Mover::default(),
+            synchronising: Synchronising::default(),
             rebalance: Rebalance::default(),
             repairs: Repairs::default(),
         };
@@ -406,6 +409,7 @@ impl<R: EntryReader> Member<R> {
             self.tend_deferred_replicas();
             self.tend_damaged();
             self.tick_mover();
+            self.tick_synchronising();
             self.check_ready();
             self.tick_shutdown();
         }

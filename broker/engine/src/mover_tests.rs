@@ -49,6 +49,7 @@ fn step_of(case: &Case) -> Step {
         voters: replicas(case.wanted),
         learners: replicas(case.wanted_learners),
         preferred_leader: replicas(case.wanted)[0].member,
+        ..Target::default()
     };
     let info =
         GroupInfo { voters: voters.clone(), learners: learners.clone(), changed_at: 7, target, ..GroupInfo::default() };

@@ -36,6 +36,7 @@ impl<R: EntryReader> Member<R> {
             min_in_sync_replicas: meta.min_in_sync_replicas(queue),
             replicas: Vec::new(),
             moving_to: Vec::new(),
+            unsynchronised: Vec::new(),
         };
         let group = match info.placement {
             Placement::Replicated { group } => group,
@@ -55,6 +56,10 @@ impl<R: EntryReader> Member<R> {
             let voters = known.voters.iter().map(|it| replica(it, true));
             report.replicas = voters.chain(known.learners.iter().map(|it| replica(it, false))).collect();
             let news = known.target.replicas().filter(|wanted| known.replicas().all(|there| there != *wanted));
+            let waiting = || known.target.unsynchronised.iter().map(|it| name(it.member));
+            let absent = |name| QueueReplica { name, voter: false, synchronised: Some(false) };
+            report.replicas.extend(waiting().map(absent));
+            report.unsynchronised = waiting().collect();
             report.moving_to = news.map(|wanted| name(wanted.member)).collect();
         }
         report

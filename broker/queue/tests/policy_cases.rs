@@ -197,7 +197,7 @@ fn what_a_policy_may_not_say_is_refused_with_what_it_may() {
         (Arguments::from([("ha-mode", text("nodes")), ("ha-params", names(&[]))]), "a list of 1 to 7 member names"),
         (Arguments::from([("ha-mode", text("all")), ("ha-params", number(2))]), "takes no ha-params"),
         (Arguments::from([("ha-params", number(2))]), "ha-params needs ha-mode"),
-        (Arguments::from([("ha-sync-mode", text("manual"))]), "leave the key out, or write automatic"),
+        (Arguments::from([("ha-sync-mode", text("never"))]), "must be one of: automatic, manual"),
         (Arguments::from([("ha-promote-on-failure", text("never"))]), "must be one of: when-synced, always"),
         (Arguments::from([("expires", number(5)), ("expires", number(6))]), "given twice"),
         (Arguments([exactly(2).0, vec![("min-in-sync-replicas".into(), number(3))]].concat()), "no publish could be taken"),

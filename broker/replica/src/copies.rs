@@ -45,10 +45,11 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         voters.iter().filter(|voter| self.is_in_sync(**voter, cx)).count()
     }
 
-    /// The same of one replica, voting or not.
+    /// The same of one replica. Of one that does not vote it is known what it has: nothing, until it has said so.
     pub fn is_in_sync<E>(&self, replica: u64, cx: &Context<E>) -> bool {
         let Some(progress) = self.raw.raft.prs().get(replica).filter(|_| self.is_leader()) else { return false };
-        let near = progress.matched == 0 || self.last().saturating_sub(progress.matched) <= IN_SYNC_LAG;
+        let votes = self.raw.raft.prs().conf().voters().contains(replica);
+        let near = (progress.matched == 0 && votes) || self.last().saturating_sub(progress.matched) <= IN_SYNC_LAG;
         let answers = cx.is_up(replica) && !self.unheard.contains(&replica);
         replica == self.me.raft_id() || (answers && progress.state != ProgressState::Snapshot && near)
     }

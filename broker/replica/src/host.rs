@@ -218,9 +218,11 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
         self.running(group).map_or(0, |group| group.voters_known_in_sync(&self.cx))
     }
 
-    /// On the group's leader: whether the member's replica, voting or not, answers and lacks little of the log.
+    /// On the group's leader: whether the member's replica, voting or not, answers and lacks little of the log. A learner
+    /// that has not said what it has does not.
     pub fn is_in_sync(&self, group: GroupId, member: MemberId) -> bool {
-        self.running(group).is_some_and(|group| group.is_in_sync(member.0, &self.cx))
+        let replica_in = |group: &Group<M, R>| Some(group.is_in_sync(group.replica_on(member)?.raft_id(), &self.cx));
+        self.running(group).and_then(replica_in).unwrap_or(false)
     }
 
     /// Groups whose clock runs, ascending; all others are quiesced, forming or quarantined.

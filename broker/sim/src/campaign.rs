@@ -132,6 +132,12 @@ impl Campaign {
         self.go_named("membership", |seed| membership::run_seed(seed, None))
     }
 
+    /// Plays clusters whose replication policies change under faults.
+    #[must_use]
+    pub fn go_policies(&self) -> bool {
+        self.go_named("policies", |seed| membership::run_policies_seed(seed, None))
+    }
+
     fn go_named(&self, profile: &str, play: impl Fn(u64) -> Result<Summary, Box<Failure>> + Sync) -> bool {
         let outcome = self.play(play, true);
         report(&outcome, &format!("sim-{profile}"));

@@ -21,6 +21,8 @@ enum Named {
     Replicas,
     /// Whole members that come, go, lose their disks and find them damaged.
     Membership,
+    /// Whole members whose replication policies change while they die and are cut off.
+    Policies,
 }
 
 #[derive(Parser)]
@@ -122,6 +124,8 @@ fn main() -> ExitCode {
         minimize(&arguments.run(seed, mutation)).is_some()
     } else if arguments.profile == Named::Replicas {
         replicas_only(&arguments)
+    } else if arguments.profile == Named::Policies {
+        policies_only(&arguments)
     } else if arguments.is_of_membership() {
         membership_only(&arguments)
     } else if let Some(seed) = arguments.seed {
@@ -155,6 +159,13 @@ fn one(arguments: &Arguments, seed: u64, mutation: Option<Mutation>) -> bool {
 fn membership_only(arguments: &Arguments) -> bool {
     let Some(seed) = arguments.seed else { return arguments.campaign().go_membership() };
     let outcome = membership::run_seed(seed, Some(Watch { group: arguments.watch }));
+    println!("seed {seed}: {:?}", outcome.as_ref().map_err(|failure| &failure.what));
+    outcome.is_ok()
+}
+
+fn policies_only(arguments: &Arguments) -> bool {
+    let Some(seed) = arguments.seed else { return arguments.campaign().go_policies() };
+    let outcome = membership::run_policies_seed(seed, Some(Watch { group: arguments.watch }));
     println!("seed {seed}: {:?}", outcome.as_ref().map_err(|failure| &failure.what));
     outcome.is_ok()
 }

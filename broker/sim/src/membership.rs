@@ -3,6 +3,10 @@
 //!
 //! One rule keeps it fair: a disk is only taken away or damaged while the cluster is whole, for what two of three disks
 //! have lost at the same time nobody can give back. Anything else may happen at any time.
+//!
+//! Runs of another kind change replication policies instead of disks, see `policies`.
+
+mod policies;
 
 use holdfast_engine::admin::AdminAction;
 use holdfast_queue::ids::GroupId;
@@ -47,6 +51,8 @@ struct Play<'a> {
     wish: Option<Wish>,
     /// Since when a disk may hold damage that its process has not run into.
     damaged_at_us: u64,
+    /// Replication policies change, and no disk is lost.
+    changes_policies: bool,
 }
 
 /// Runs one seed; with `live`, before the eyes of a person.
@@ -54,6 +60,18 @@ struct Play<'a> {
 /// # Errors
 /// The broken invariant with the trace that led to it.
 pub fn run_seed(seed: u64, live: Option<Watch>) -> Result<Summary, Box<Failure>> {
+    run(seed, false, live)
+}
+
+/// The same with replication policies that change, and disks that stay.
+///
+/// # Errors
+/// The broken invariant with the trace that led to it.
+pub fn run_policies_seed(seed: u64, live: Option<Watch>) -> Result<Summary, Box<Failure>> {
+    run(seed, true, live)
+}
+
+fn run(seed: u64, changes_policies: bool, live: Option<Watch>) -> Result<Summary, Box<Failure>> {
     crate::mutants::plant(None);
     let mut rng = Rng::new(seed ^ 0x006d_656d_6265_7273);
     let fail = |what: String, world: Option<&World>| {
@@ -67,11 +85,11 @@ pub fn run_seed(seed: u64, live: Option<Watch>) -> Result<Summary, Box<Failure>>
     let mut world = World::new(&mut rng, &plan, None).map_err(|what| fail(what, None))?;
     world.trace.live = live.is_some();
     world.watched = live.and_then(|watch| watch.group);
-    let outcome = play(&mut world, &mut rng);
+    let outcome = play(&mut world, &mut rng, changes_policies);
     outcome.map_err(|what| fail(what, Some(&world)))
 }
 
-fn play(world: &mut World, rng: &mut Rng) -> Result<Summary, String> {
+fn play(world: &mut World, rng: &mut Rng, changes_policies: bool) -> Result<Summary, String> {
     if rng.chance(FOUNDED_ALONE_PERCENT) {
         found_alone(world, rng)?
     } else {
@@ -83,7 +101,7 @@ fn play(world: &mut World, rng: &mut Rng) -> Result<Summary, String> {
     }
     add_workload(world, rng);
     let members = (0..MEMBERS).collect();
-    let mut play = Play { world, rng, members, spares, wish: None, damaged_at_us: 0 };
+    let mut play = Play { world, rng, members, spares, wish: None, damaged_at_us: 0, changes_policies };
     play.change_members()?;
     play.settle()?;
     play.judge()
@@ -136,7 +154,11 @@ impl Play<'_> {
             }
             if now >= next_change {
                 self.pursue_wish()?;
-                let pause_us = if self.wish.is_none() && self.is_whole() { self.change()? } else { SECOND_US / 2 };
+                let pause_us = match self.wish.is_none() && (self.changes_policies || self.is_whole()) {
+                    true if self.changes_policies => self.change_policy()?,
+                    true => self.change()?,
+                    false => SECOND_US / 2,
+                };
                 next_change = now + pause_us;
             }
         }
@@ -329,7 +351,7 @@ impl Play<'_> {
         loop {
             if self.world.now_us >= next_look {
                 self.pursue_wish()?;
-                if self.wish.is_none() && self.is_served() && self.is_whole() {
+                if self.wish.is_none() && self.is_served() && self.is_whole() && self.nobody_waits() {
                     break;
                 }
                 next_look = self.world.now_us + SECOND_US / 4;

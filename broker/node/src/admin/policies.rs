@@ -7,9 +7,9 @@ use axum::body::Bytes;
 use axum::extract::{Path, RawQuery, State};
 use axum::http::HeaderMap;
 use axum::response::IntoResponse;
-use axum::routing::{get, put};
+use axum::routing::{get, post, put};
 use holdfast_engine::admin::{
-    AdminAction, AdminErrorKind, AdminReply, PolicyReport as Listed, QueueReplica, QueueReport,
+    AdminAction, AdminErrorKind, AdminReply, PolicyReport as Listed, QueueAction, QueueReplica, QueueReport,
 };
 use holdfast_queue::arguments::{Arguments, Value};
 use holdfast_queue::meta::{ApplyTo, NewPolicy, PolicyKind, keys_without_effect};
@@ -33,6 +33,13 @@ struct PolicyBody {
     apply_to: String,
 }
 
+/// `POST /v1/queues/{vhost}/{name}/actions`, as in RabbitMQ's management API.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ActionBody {
+    action: String,
+}
+
 fn all() -> String {
     ApplyTo::All.name().to_owned()
 }
@@ -54,6 +61,7 @@ pub(super) fn router() -> Router<Arc<Admin>> {
         .route("/v1/operator-policies", list(PolicyKind::Operator))
         .route("/v1/operator-policies/{vhost}/{name}", of(PolicyKind::Operator))
         .route("/v1/queues", get(get_queues))
+        .route("/v1/queues/{vhost}/{name}/actions", post(act_on_queue))
 }
 
 async fn put_policy(
@@ -100,6 +108,25 @@ async fn get_queues(State(admin): Shared, headers: HeaderMap, RawQuery(query): R
         }
         _ => Err(surprise()),
     }
+}
+
+async fn act_on_queue(
+    State(admin): Shared,
+    headers: HeaderMap,
+    Path((vhost, name)): Path<(String, String)>,
+    body: Bytes,
+) -> Answer {
+    let ActionBody { action } = parse(&body)?;
+    let action = match action.as_str() {
+        "sync" => QueueAction::Sync,
+        "cancel_sync" => QueueAction::CancelSync,
+        other => {
+            let error = format!("there is no action '{other}' on queues");
+            return Err(Refusal::new(AdminErrorKind::BadRequest, error, "the actions are sync and cancel_sync"));
+        }
+    };
+    admin.ask(&headers, AdminAction::QueueAction { vhost, name, action }).await?;
+    done()
 }
 
 /// Values that policies have: numbers, texts, truth values, and lists of texts.
@@ -157,6 +184,7 @@ fn queue(queue: &QueueReport) -> Json {
         "minInSyncReplicas": queue.min_in_sync_replicas,
         "replicas": queue.replicas.iter().map(replica).collect::<Vec<_>>(),
         "movingTo": queue.moving_to,
+        "unsynchronised": queue.unsynchronised,
     })
 }
 
@@ -193,6 +221,20 @@ mod tests {
         let (_, _, asked) = call("DELETE", "/v1/operator-policies/%2F/p", None, "", Ok(AdminReply::Done)).await;
         let (kind, vhost, name) = (PolicyKind::Operator, "/".to_owned(), "p".to_owned());
         assert_eq!(asked.unwrap().action, AdminAction::DeletePolicy { kind, vhost, name });
+    }
+
+    #[tokio::test]
+    async fn a_queue_is_synchronised_by_the_actions_that_rabbitmq_has_and_no_others() {
+        for (word, action) in [("sync", QueueAction::Sync), ("cancel_sync", QueueAction::CancelSync)] {
+            let (path, body) = ("/v1/queues/%2F/two%20words/actions", json!({ "action": word }).to_string());
+            let (status, _, asked) = call("POST", path, None, &body, Ok(AdminReply::Done)).await;
+            let (vhost, name) = ("/".to_owned(), "two words".to_owned());
+            assert_eq!((status, asked.unwrap().action), (200, AdminAction::QueueAction { vhost, name, action }));
+        }
+        let path = "/v1/queues/%2F/q/actions";
+        let (status, answer, asked) = call("POST", path, None, r#"{"action":"purge"}"#, Ok(AdminReply::Done)).await;
+        assert_eq!((status, asked), (400, None));
+        assert!(answer["hint"].as_str().is_some_and(|hint| hint.contains("cancel_sync")));
     }
 
     #[tokio::test]

@@ -94,6 +94,27 @@ pub enum MetaCommand {
         /// Who.
         member: MemberId,
     },
+    /// Where a group's log ended when its leader first heard of a replica that waits to be synchronised.
+    MarkUnsynchronised {
+        /// Which group.
+        group: GroupId,
+        /// Whose replica.
+        member: MemberId,
+        /// The index.
+        marker: u64,
+    },
+    /// Has replicas that wait to be synchronised fetch all messages, and vote after that.
+    Synchronise {
+        /// Which group.
+        group: GroupId,
+        /// Whose replica; none: all that wait.
+        member: Option<MemberId>,
+    },
+    /// Replicas that were to be synchronised and do not vote yet wait again.
+    CancelSynchronise {
+        /// Which group.
+        group: GroupId,
+    },
     /// Makes a virtual host with its pre-declared exchanges.
     PutVhost {
         /// Its name.
@@ -253,6 +274,9 @@ codec_enum!(MetaCommand, "metadata command" {
     40 => SetTarget { group, voters, learners, preferred_leader },
     41 => RenewReplica { group, replica },
     42 => RetireMember { member },
+    43 => MarkUnsynchronised { group, member, marker },
+    44 => Synchronise { group, member },
+    45 => CancelSynchronise { group },
     60 => SetDefaultMinInSync { min_in_sync_replicas },
     61 => PutPolicy { kind, vhost, name, policy },
     62 => DeletePolicy { kind, vhost, name },

@@ -42,6 +42,8 @@ pub struct MetaMachine {
     pub(super) loads: BTreeMap<MemberId, Load>,
     /// Derived from groups: those whose replicas are not where they should be.
     pub(super) unsettled: BTreeSet<GroupId>,
+    /// Derived from groups: those with replicas that wait to be synchronised.
+    pub(super) unsynchronised: BTreeSet<GroupId>,
 }
 
 impl MetaMachine {
@@ -142,6 +144,11 @@ impl MetaMachine {
             }
             MetaCommand::RenewReplica { group, replica } => self.renew_replica(group, replica, changes),
             MetaCommand::RetireMember { member } => self.retire_member(member, changes),
+            MetaCommand::MarkUnsynchronised { group, member, marker } => {
+                self.mark_unsynchronised(group, member, marker, changes)
+            }
+            MetaCommand::Synchronise { group, member } => self.synchronise(group, member, changes),
+            MetaCommand::CancelSynchronise { group } => self.cancel_synchronise(group, changes),
             MetaCommand::PutVhost { name } => self.put_vhost(&name, changes),
             MetaCommand::DeleteVhost { name } => self.delete_vhost(&name, changes),
             MetaCommand::PutUser { user } => self.put_user(user, changes),
@@ -182,6 +189,8 @@ impl MetaMachine {
     pub(super) fn derive(&mut self) {
         self.loads = placement::loads(&self.groups);
         self.unsettled = self.groups.iter().filter(|(_, group)| !group.is_settled()).map(|(id, _)| *id).collect();
+        let waits = |group: &GroupInfo| !group.target.unsynchronised.is_empty();
+        self.unsynchronised = self.groups.iter().filter(|(_, group)| waits(group)).map(|(id, _)| *id).collect();
         self.router = Router::of(&self.vhosts);
         self.derive_policies();
     }

@@ -15,6 +15,7 @@ mod recovery;
 mod replicas;
 mod replication;
 mod state;
+mod synchronising;
 
 pub use access::Permission;
 pub use command::{Binding, Destination, ExpectedMember, MetaCommand, NewMember, NewUser};
@@ -27,5 +28,5 @@ pub use recovery::{Reborn, Recovery, SEEDED_GENERATION, SOURCE_GENERATION};
 pub use replication::MAX_REPLICAS;
 pub use state::{
     ClusterInfo, ExchangeInfo, ExchangeKind, GroupInfo, MemberInfo, Owner, Placement, QueueInfo, Standing, Target,
-    UserInfo, Vhost,
+    Unsynchronised, UserInfo, Vhost,
 };

@@ -1,7 +1,7 @@
 //! Where a group's replicas should go: a pure function of the members, what they hold already, and a wish.
 
-use super::state::{GroupInfo, MemberInfo, Standing};
-use crate::ids::{GroupId, MemberId};
+use super::state::{GroupInfo, MemberInfo, Standing, Target};
+use crate::ids::{GroupId, MemberId, ReplicaId};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -39,6 +39,15 @@ pub struct Chosen {
     pub learners: Vec<MemberId>,
     /// The voter that should lead.
     pub leader: MemberId,
+}
+
+impl Chosen {
+    /// What was chosen before.
+    pub(super) fn of(target: &Target) -> Chosen {
+        let members = |replicas: &[ReplicaId]| replicas.iter().map(|replica| replica.member).collect();
+        let (voters, learners) = (members(&target.voters), members(&target.learners));
+        Chosen { voters, learners, leader: target.preferred_leader }
+    }
 }
 
 /// Counts replicas and preferred leaderships per member as they should be, group 0 left out.

@@ -254,8 +254,11 @@ impl MetaMachine {
                 Some(now) => self.effective.insert(queue, now),
                 None => self.effective.remove(&queue),
             };
-            let mode = |policy: Option<EffectivePolicy>| policy.and_then(|policy| policy.replication.mode);
-            if mode(before) != mode(now) {
+            let placed = |policy: Option<EffectivePolicy>| {
+                let of = policy.map(|policy| policy.replication).unwrap_or_default();
+                (of.mode, of.manual_sync)
+            };
+            if placed(before) != placed(now) {
                 self.retarget_queue(queue, changes);
             }
         }

@@ -69,7 +69,7 @@ static KEYS: [Key; 20] = [
     key("ha-params", Kind::HaParams, Merge::Operator, Effect::Now),
     key("ha-promote-on-failure", PROMOTE, Merge::Operator, Effect::Later),
     key("ha-promote-on-shutdown", PROMOTE, Merge::Operator, Effect::Later),
-    key("ha-sync-mode", Kind::OneOf(&["automatic"]), Merge::Operator, Effect::Now),
+    key("ha-sync-mode", Kind::OneOf(&["automatic", "manual"]), Merge::Operator, Effect::Now),
     key("max-length", NOT_NEGATIVE, Merge::Smaller, Effect::None),
     key("max-length-bytes", NOT_NEGATIVE, Merge::Smaller, Effect::None),
     key("message-ttl", NOT_NEGATIVE, Merge::Smaller, Effect::None),
@@ -122,11 +122,6 @@ pub(super) fn check(definition: &Arguments, is_operator: bool) -> Result<(), Str
         };
         if definition.0[..at].iter().any(|(earlier, _)| earlier == name) {
             return Err(format!("'{name}' is given twice"));
-        }
-        if name == "ha-sync-mode" && value.as_text() == Some("manual") {
-            let text = "ha-sync-mode manual is not offered yet: a new replica always fetches the messages that are there; \
-                        leave the key out, or write automatic";
-            return Err(text.to_owned());
         }
         if let Some(why) = key.kind.broken_by(value) {
             return Err(format!("{name} {why}, not '{value}'"));
@@ -197,6 +192,8 @@ pub(super) struct Replication {
     pub(super) mode: Option<HaMode>,
     pub(super) min_in_sync: Option<u32>,
     pub(super) leader_locator: Option<LeaderLocator>,
+    /// `ha-sync-mode: manual`.
+    pub(super) manual_sync: bool,
 }
 
 impl Replication {
@@ -216,6 +213,7 @@ impl Replication {
             mode,
             min_in_sync: min_in_sync.and_then(|count| u32::try_from(count).ok()),
             leader_locator: locator.and_then(LeaderLocator::of),
+            manual_sync: definition.get("ha-sync-mode").and_then(Value::as_text) == Some("manual"),
         }
     }
 }

@@ -188,6 +188,7 @@ impl MetaMachine {
             placement::discount(&mut self.loads, group);
             self.groups.remove(&id);
             self.unsettled.remove(&id);
+            self.unsynchronised.remove(&id);
             changes.push(Change::GroupDestroyed { group: id, incarnation });
         }
     }

@@ -120,7 +120,8 @@ impl MetaMachine {
 
     fn rebear(&mut self, id: GroupId, reborn: &Reborn) {
         let Some(before) = self.groups.get(&id).cloned() else { return };
-        let chosen = self.chosen_for(id, &before, reborn.member);
+        let mut chosen = self.chosen_for(id, &before, reborn.member);
+        let unsynchronised = self.hold_growth_back(&before, &BTreeSet::from([reborn.member]), &mut chosen);
         let (own, others) = match reborn.index {
             0 => (0, SOURCE_GENERATION),
             _ => (SOURCE_GENERATION, SEEDED_GENERATION),
@@ -133,6 +134,7 @@ impl MetaMachine {
             voters: chosen.voters.iter().map(replica).collect(),
             learners: chosen.learners.iter().map(replica).collect(),
             preferred_leader: chosen.leader,
+            unsynchronised,
         };
         target.voters.sort_unstable();
         target.learners.sort_unstable();
@@ -145,6 +147,7 @@ impl MetaMachine {
             target,
             last_generation: others,
             queues: before.queues.clone(),
+            copies: before.copies,
         };
         if id != GroupId::META {
             placement::discount(&mut self.loads, &before);

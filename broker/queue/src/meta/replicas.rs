@@ -3,7 +3,7 @@
 use super::effect::{Change, MetaReply, Refusal};
 use super::machine::{MetaMachine, Outcome};
 use super::placement::{self, Chosen, Wish};
-use super::state::{GroupInfo, Standing, Target};
+use super::state::{GroupInfo, Standing, Target, Unsynchronised};
 use crate::ids::{GroupId, MemberId, ReplicaId};
 use std::collections::BTreeSet;
 
@@ -30,6 +30,19 @@ impl MetaMachine {
     /// one gets a replica of a new generation. The same target again changes nothing.
     pub(super) fn set_target(&mut self, id: GroupId, chosen: Chosen, changes: &mut Vec<Change>) -> Result<(), Refusal> {
         let Some(group) = self.groups.get(&id) else { return Err(refused(404, format!("no group {id}"))) };
+        let unsynchronised = self.still_unsynchronised(group, &chosen);
+        self.set_whole_target(id, chosen, unsynchronised, changes)
+    }
+
+    /// The same, and which replicas wait to be synchronised.
+    pub(super) fn set_whole_target(
+        &mut self,
+        id: GroupId,
+        chosen: Chosen,
+        unsynchronised: Vec<Unsynchronised>,
+        changes: &mut Vec<Change>,
+    ) -> Result<(), Refusal> {
+        let Some(group) = self.groups.get(&id) else { return Err(refused(404, format!("no group {id}"))) };
         self.check_target(id, &chosen)?;
         let before = group.clone();
         let mut group = before.clone();
@@ -44,7 +57,7 @@ impl MetaMachine {
         let mut learners: Vec<ReplicaId> = chosen.learners.iter().map(&mut replica).collect();
         voters.sort_unstable();
         learners.sort_unstable();
-        group.target = Target { voters, learners, preferred_leader: chosen.leader };
+        group.target = Target { voters, learners, preferred_leader: chosen.leader, unsynchronised };
         self.replace_group(id, &before, group, changes);
         Ok(())
     }
@@ -74,7 +87,13 @@ impl MetaMachine {
     }
 
     /// Puts a changed group in its place, and what is derived from it.
-    fn replace_group(&mut self, id: GroupId, before: &GroupInfo, after: GroupInfo, changes: &mut Vec<Change>) {
+    pub(super) fn replace_group(
+        &mut self,
+        id: GroupId,
+        before: &GroupInfo,
+        after: GroupInfo,
+        changes: &mut Vec<Change>,
+    ) {
         if *before == after {
             return;
         }
@@ -86,6 +105,11 @@ impl MetaMachine {
             self.unsettled.remove(&id);
         } else {
             self.unsettled.insert(id);
+        }
+        if after.target.unsynchronised.is_empty() {
+            self.unsynchronised.remove(&id);
+        } else {
+            self.unsynchronised.insert(id);
         }
         self.groups.insert(id, after);
         changes.push(Change::GroupChanged { group: id });
@@ -119,6 +143,9 @@ impl MetaMachine {
                 replica.generation = *last;
             }
             list.sort_unstable();
+        }
+        if group.is_settled() {
+            group.copies = group.copies.max(u32::try_from(group.voters.len()).unwrap_or(u32::MAX));
         }
         self.replace_group(id, &before, group, changes);
         Ok(MetaReply::Done)
@@ -214,8 +241,14 @@ impl MetaMachine {
         changes.push(Change::Cluster);
         changes.push(Change::Member { member: id });
         for (group, chosen) in moves {
+            let waits = self.unsynchronised.contains(&group);
             self.set_target(group, chosen, changes)?;
+            if waits {
+                // What waited may have taken the place of what goes.
+                self.retarget(group, changes);
+            }
         }
+        self.move_unsynchronised(id, None, changes);
         self.spread_metadata(changes);
         Ok(MetaReply::Done)
     }
@@ -259,6 +292,7 @@ impl MetaMachine {
             chosen.voters.dedup();
             self.set_target(id, chosen, changes)?;
         }
+        self.move_unsynchronised(from, Some(to), changes);
         Ok(())
     }
 }

@@ -61,7 +61,7 @@ impl MetaMachine {
     }
 
     /// How many voters a group should have once all members are there that are expected: fewer than its queues are meant
-    /// to have where that is more than there will be members.
+    /// to have where that is more than there will be members, or where some wait to be synchronised.
     pub fn voters_expected(&self, group: GroupId) -> usize {
         let expected = self.cluster.as_ref().map_or(0, |cluster| cluster.expected.len());
         let most = expected.max(count_present(&self.members));
@@ -79,7 +79,8 @@ impl MetaMachine {
             _ => self.replicas_wanted(*queue),
         };
         let queues = self.group(group).into_iter().flat_map(|info| &info.queues);
-        queues.map(wanted).max().unwrap_or(0).min(most)
+        let waiting = self.group(group).map_or(0, |info| info.target.unsynchronised.len());
+        queues.map(wanted).max().unwrap_or(0).min(most).saturating_sub(waiting)
     }
 
     /// Without a policy: what the declaration asks for, else the cluster's factor.
@@ -108,7 +109,8 @@ impl MetaMachine {
         let declared = queue.and_then(|queue| self.queue(*queue)).map(|info| self.declared_replicas(info));
         let declared = declared.unwrap_or(group.target.voters.len());
         let wish = wish(members, mode, declared, Some(group.target.preferred_leader));
-        let keep = group.target.replicas().map(|replica| replica.member).collect();
+        let waiting = group.target.unsynchronised.iter().map(|it| it.member);
+        let keep = group.target.replicas().map(|replica| replica.member).chain(waiting).collect();
         Wish { keep, learners: group.target.learners.len(), ..wish }
     }
 
@@ -128,7 +130,8 @@ impl MetaMachine {
             let wish = self.wish_for_group(&self.members, group);
             let named = |among: BTreeSet<MemberId>| group.target.voters.iter().any(|it| !among.contains(&it.member));
             let misplaced = wish.among.as_ref().is_some_and(|among| named(among.clone()));
-            (misplaced || group.target.voters.len() < wish.voters.min(count_present(&self.members))).then_some(*id)
+            let wanted = group.target.voters.len() + group.target.unsynchronised.len();
+            (misplaced || wanted < wish.voters.min(count_present(&self.members))).then_some(*id)
         };
         let groups: Vec<GroupId> = self.groups.iter().filter_map(hungry).collect();
         for group in groups {
@@ -136,12 +139,30 @@ impl MetaMachine {
         }
     }
 
-    fn retarget(&mut self, id: GroupId, changes: &mut Vec<Change>) {
+    pub(super) fn retarget(&mut self, id: GroupId, changes: &mut Vec<Change>) {
         let Some(group) = self.groups.get(&id) else { return };
         let wish = self.wish_for_group(&self.members, group);
         // Nobody to choose from: all that may hold it are leaving. It stays where it is.
-        let Some(chosen) = placement::place(&self.members, &self.loads, &wish) else { return };
-        let _ = self.set_target(id, chosen, changes);
+        let Some(mut chosen) = placement::place(&self.members, &self.loads, &wish) else { return };
+        let have = group.voters.iter().chain(&group.target.voters).map(|replica| replica.member).collect();
+        let unsynchronised = self.hold_growth_back(group, &have, &mut chosen);
+        // What it is not meant to have any more is not restored either.
+        let meant = self.replicas_meant(group);
+        if let Some(group) = self.groups.get_mut(&id) {
+            group.copies = group.copies.min(meant);
+        }
+        let _ = self.set_whole_target(id, chosen, unsynchronised, changes);
+    }
+
+    /// How many voters a group is meant to have, whoever is here at the moment.
+    fn replicas_meant(&self, group: &GroupInfo) -> u32 {
+        let expected = self.cluster.as_ref().map_or(0, |cluster| cluster.expected.len());
+        let everywhere = expected.max(count_present(&self.members)).min(MAX_REPLICAS as usize);
+        let meant = |queue: &QueueId| match self.policy_of(*queue).and_then(|it| it.replication.mode.as_ref()) {
+            Some(HaMode::All) => everywhere,
+            _ => self.replicas_wanted(*queue),
+        };
+        group.queues.iter().map(meant).max().map_or(u32::MAX, |count| u32::try_from(count).unwrap_or(u32::MAX))
     }
 }
 

@@ -199,6 +199,9 @@ pub struct GroupInfo {
     pub last_generation: u32,
     /// The queues in it.
     pub queues: BTreeSet<QueueId>,
+    /// Voters that it has come to have, and is still meant to have: so many are restored without being asked, whatever the
+    /// policy says of synchronising. 0 where nobody knows.
+    pub copies: u32,
 }
 
 /// Where a group's replicas should be.
@@ -210,6 +213,18 @@ pub struct Target {
     pub learners: Vec<ReplicaId>,
     /// The member that should lead when nothing speaks against it; one of the voters.
     pub preferred_leader: MemberId,
+    /// Members that should hold a voter too, and wait to be synchronised; ascending.
+    pub unsynchronised: Vec<Unsynchronised>,
+}
+
+/// A replica that is wanted and waits to be synchronised. It holds nothing and is no part of its group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unsynchronised {
+    /// Where it is to be.
+    pub member: MemberId,
+    /// Where the group's log ended when its leader first heard of it: once no message up to here is left, it is
+    /// synchronised without being asked for.
+    pub marker: Option<u64>,
 }
 
 impl Target {
@@ -229,8 +244,9 @@ impl GroupInfo {
     pub(super) fn founded(incarnation: Incarnation, founders: &[MemberId], leader: MemberId) -> GroupInfo {
         let mut voters: Vec<ReplicaId> = founders.iter().copied().map(ReplicaId::founder).collect();
         voters.sort_unstable();
-        let target = Target { voters: voters.clone(), learners: Vec::new(), preferred_leader: leader };
-        GroupInfo { incarnation, first_leader: leader, voters, target, ..GroupInfo::default() }
+        let copies = u32::try_from(voters.len()).unwrap_or(u32::MAX);
+        let target = Target { voters: voters.clone(), preferred_leader: leader, ..Target::default() };
+        GroupInfo { incarnation, first_leader: leader, voters, target, copies, ..GroupInfo::default() }
     }
 
     /// All replicas that the group is known to have, voters first.
@@ -238,7 +254,8 @@ impl GroupInfo {
         self.voters.iter().chain(&self.learners).copied()
     }
 
-    /// True when the replicas are where they should be (who leads is another matter).
+    /// True when the replicas are where they should be (who leads is another matter), but for those that wait to be
+    /// synchronised.
     pub fn is_settled(&self) -> bool {
         self.voters == self.target.voters && self.learners == self.target.learners
     }
@@ -262,6 +279,7 @@ codec_struct! {
     ExchangeInfo { kind, durable, auto_delete, internal, arguments }
     QueueInfo { vhost, name, durable, exclusive, auto_delete, arguments, placement }
     Owner { member, boot }
-    Target { voters, learners, preferred_leader }
-    GroupInfo { incarnation, first_leader, voters, learners, changed_at, target, last_generation, queues }
+    Target { voters, learners, preferred_leader, unsynchronised }
+    Unsynchronised { member, marker }
+    GroupInfo { incarnation, first_leader, voters, learners, changed_at, target, last_generation, queues, copies }
 }

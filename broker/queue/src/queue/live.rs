@@ -65,6 +65,11 @@ impl LiveIndexes {
         self.entries.last().is_some_and(|entry| entry.index == index)
     }
 
+    /// The lowest index of an entry with live messages.
+    pub(super) fn oldest(&self) -> Option<u64> {
+        self.entries.first().map(|entry| entry.index)
+    }
+
     /// Indexes of entries with live messages, ascending.
     pub(super) fn indexes(&self) -> impl Iterator<Item = u64> {
         self.entries.iter().map(|entry| entry.index)

@@ -64,6 +64,11 @@ impl QueueMachine {
         self.queues.get(&queue).map(Queue::stats)
     }
 
+    /// The lowest index of an entry that holds a message which is still needed.
+    pub fn oldest_live(&self) -> Option<u64> {
+        self.live.oldest()
+    }
+
     /// Virtual host and name of a queue.
     pub fn queue_name(&self, queue: QueueId) -> Option<(&str, &str)> {
         self.queues.get(&queue).map(|queue| (queue.vhost.as_str(), queue.name.as_str()))
