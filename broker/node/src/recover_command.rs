@@ -293,6 +293,16 @@ fn group_in_words(group: &GroupPlan, names: &BTreeMap<u64, String>, is_needed: b
         Outcome::NoCopy => "LOST: no copy that can be used is here; the queues begin anew, empty".to_owned(),
         Outcome::Deleted => "deleted, as the metadata knows: not carried over".to_owned(),
     });
+    if is_needed && group.may_lose() && group.group != 0 {
+        line(match (group.needs_a_person(false), group.needs_a_person(true)) {
+            (None, None) => "its policy lets the operator go ahead without a person".into(),
+            (None, Some(_)) => "its policy lets the operator go ahead without a person when members have failed".into(),
+            (Some(_), None) => {
+                "its policy lets the operator go ahead without a person when members were stopped".into()
+            }
+            (Some(why), Some(_)) => format!("a person decides: {why}"),
+        });
+    }
     if is_needed && group.position.is_some() && group.outcome != Outcome::Deleted {
         line(format!("goes on from the copy of {}, which ends with {until}", member(group.source)));
     }

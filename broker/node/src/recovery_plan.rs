@@ -36,6 +36,10 @@ impl HashedPlan {
             "planHash": self.hash,
             "needed": self.plan.is_needed,
             "mayLose": self.plan.groups.iter().any(GroupPlan::may_lose),
+            "personNeeded": {
+                "onFailure": self.plan.needs_a_person(false),
+                "onShutdown": self.plan.needs_a_person(true),
+            },
             "plan": self.plan,
         })
     }

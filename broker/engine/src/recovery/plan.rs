@@ -114,6 +114,24 @@ impl GroupPlan {
         matches!(self.outcome, Outcome::Unknown | Outcome::Behind { .. } | Outcome::NoCopy)
     }
 
+    /// Why a person has to decide about it, in words; none if nothing of it can be lost, or if the policies of all of its
+    /// queues say `ha-promote-on-failure: always` (`ha-promote-on-shutdown`, if the members that are missing were stopped on
+    /// purpose) and a copy is there to go on from. The metadata have no policy: what the queues' say counts for them too.
+    pub fn needs_a_person(&self, were_stopped: bool) -> Option<String> {
+        if !self.may_lose() || self.group == GroupId::META.0 {
+            return None;
+        }
+        let key = if were_stopped { "ha-promote-on-shutdown" } else { "ha-promote-on-failure" };
+        let named = |queue: &QueueSurvey| format!("queue '{}' in vhost '{}'", queue.name, queue.vhost);
+        let says =
+            |queue: &&QueueSurvey| if were_stopped { queue.promote_on_shutdown } else { queue.promote_on_failure };
+        if let Some(queue) = self.queues.iter().chain(&self.adopted).find(|queue| !says(queue)) {
+            return Some(format!("{} has no policy that says {key}: always", named(queue)));
+        }
+        let first = self.queues.first().map_or_else(|| format!("group {}", self.group), named);
+        self.position.is_none().then(|| format!("of {first} no copy is left, and its disk may still be found"))
+    }
+
     /// The life that it goes on under.
     pub fn next_life(&self, nonce: u64) -> Incarnation {
         Incarnation { counter: self.next_counter, nonce }
@@ -218,6 +236,15 @@ impl Plan {
     /// The epoch that the recovery begins.
     pub fn next_epoch(&self) -> u64 {
         self.epoch + 1
+    }
+
+    /// Why a person has to decide about this recovery; none if the policies of all queues that may lose something let it go
+    /// ahead, see [`GroupPlan::needs_a_person`].
+    pub fn needs_a_person(&self, were_stopped: bool) -> Option<String> {
+        if self.groups.iter().all(|group| group.queues.is_empty() && group.adopted.is_empty()) {
+            return Some("there is no queue whose policy could let it go ahead".to_owned());
+        }
+        self.groups.iter().find_map(|group| group.needs_a_person(were_stopped))
     }
 
     /// UUIDs of the members that go on.

@@ -14,7 +14,7 @@ fn voters(members: &[u64]) -> Vec<Replica> {
 }
 
 fn queue(id: u64, messages: u64) -> QueueSurvey {
-    QueueSurvey { id, vhost: "/".into(), name: format!("q{id}"), messages }
+    QueueSurvey { id, vhost: "/".into(), name: format!("q{id}"), messages, ..QueueSurvey::default() }
 }
 
 /// A copy of a queue's group, or of the metadata, which ends at (term, index).
@@ -184,4 +184,31 @@ fn a_disk_of_an_earlier_epoch_counts_for_nothing_and_every_group_goes_on_in_a_hi
         assert_eq!((next.counter, next.nonce), (before + 1, 77));
     }
     assert_eq!(plan.recovery(77).members, BTreeSet::from([MemberId(1)]));
+}
+
+/// The only disk left of three, and what the policy of its queue says.
+fn lonely(on_failure: bool, on_shutdown: bool, copies: Vec<CopySurvey>) -> Plan {
+    let mut survey = disk(1, copies);
+    let queues = &mut survey.metadata.as_mut().unwrap().groups.get_mut(&1).unwrap().queues;
+    (queues[0].promote_on_failure, queues[0].promote_on_shutdown) = (on_failure, on_shutdown);
+    plan(&[survey]).unwrap()
+}
+
+#[test]
+fn a_person_decides_unless_the_policies_of_all_queues_that_may_lose_something_say_always() {
+    let left = || vec![copy(1, (2, 5), &[&[&[1, 2, 3]]])];
+    assert!(lonely(false, true, left()).needs_a_person(false).unwrap().contains("ha-promote-on-failure: always"));
+    assert!(lonely(true, false, left()).needs_a_person(true).unwrap().contains("ha-promote-on-shutdown: always"));
+    assert_eq!(lonely(true, false, left()).needs_a_person(false), None, "the metadata go with their queues");
+    assert_eq!(lonely(false, true, left()).needs_a_person(true), None);
+    let nothing = lonely(true, true, Vec::new());
+    assert_eq!(*outcome(&nothing), Outcome::NoCopy);
+    assert!(nothing.needs_a_person(false).unwrap().contains("no copy is left"));
+    // A queue that the metadata do not know has no policy that anybody knows.
+    let newer = CopySurvey { queues: vec![queue(9, 3)], ..copy(7, (1, 4), &[&[&[1, 2, 3]]]) };
+    let plan = lonely(true, true, vec![copy(1, (2, 5), &[&[&[1, 2, 3]]]), newer]);
+    assert!(plan.needs_a_person(false).unwrap().contains("'q9'"));
+    // Nothing can be lost of it: its policy is not asked.
+    let whole = lonely(false, false, vec![copy(1, (2, 5), &[&[&[1, 2]]])]);
+    assert_eq!((outcome(&whole), whole.needs_a_person(false)), (&Outcome::Whole, None));
 }

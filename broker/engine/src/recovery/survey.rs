@@ -90,12 +90,20 @@ pub struct CopySurvey {
 
 /// A queue in a copy.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct QueueSurvey {
     pub id: u64,
     pub vhost: String,
     pub name: String,
     /// Ready and unacknowledged.
     pub messages: u64,
+    /// Its policies let the operator go ahead without a person when members have failed (`ha-promote-on-failure: always`).
+    /// Known of queues in the metadata only.
+    #[serde(default)]
+    pub promote_on_failure: bool,
+    /// The same when members were stopped on purpose (`ha-promote-on-shutdown: always`).
+    #[serde(default)]
+    pub promote_on_shutdown: bool,
 }
 
 /// What the plan must know of the metadata.
@@ -196,7 +204,8 @@ fn queues_in(machine: &AnyMachine) -> Vec<QueueSurvey> {
     let Some(machine) = machine.queue() else { return Vec::new() };
     let queue = |(id, stats): (holdfast_queue::ids::QueueId, holdfast_queue::queue::QueueStats)| {
         let (vhost, name) = machine.queue_name(id).unwrap_or_default();
-        QueueSurvey { id: id.0, vhost: vhost.into(), name: name.into(), messages: stats.ready + stats.unacked }
+        let messages = stats.ready + stats.unacked;
+        QueueSurvey { id: id.0, vhost: vhost.into(), name: name.into(), messages, ..QueueSurvey::default() }
     };
     machine.queues().map(queue).collect()
 }
@@ -216,7 +225,15 @@ fn survey_metadata(meta: &MetaMachine) -> MetadataSurvey {
     }
     for (id, queue) in meta.queues() {
         let Placement::Replicated { group } = queue.placement else { continue };
-        let queue = QueueSurvey { id: id.0, vhost: queue.vhost.clone(), name: queue.name.clone(), messages: 0 };
+        let promote = meta.promote(id);
+        let queue = QueueSurvey {
+            id: id.0,
+            vhost: queue.vhost.clone(),
+            name: queue.name.clone(),
+            messages: 0,
+            promote_on_failure: promote.on_failure,
+            promote_on_shutdown: promote.on_shutdown,
+        };
         groups.entry(group.0).or_insert_with(PlacedGroup::default).queues.push(queue);
     }
     MetadataSurvey {

@@ -3,7 +3,7 @@
 use super::effect::{Change, MetaReply, Refusal};
 use super::machine::{MetaMachine, Outcome};
 use super::pattern::Pattern;
-use super::policy_keys::{self, Effect, Replication};
+use super::policy_keys::{self, Effect, Promote, Replication};
 use super::state::{QueueInfo, Vhost};
 use crate::arguments::Arguments;
 use crate::codec::{Codec, DecodeError, Reader, Writer, codec_enum, codec_struct};
@@ -193,6 +193,11 @@ impl MetaMachine {
     /// What counts for a queue, if any policy matches it.
     pub fn policy_of(&self, queue: QueueId) -> Option<&EffectivePolicy> {
         self.effective.get(&queue)
+    }
+
+    /// What policies say of going on with the copies that are left when a queue's quorum is lost: nothing, if none matches.
+    pub fn promote(&self, queue: QueueId) -> Promote {
+        self.policy_of(queue).map(|policy| policy.replication.promote).unwrap_or_default()
     }
 
     /// What counts for an exchange, if any policy matches it.

@@ -194,6 +194,16 @@ pub(super) struct Replication {
     pub(super) leader_locator: Option<LeaderLocator>,
     /// `ha-sync-mode: manual`.
     pub(super) manual_sync: bool,
+    pub(super) promote: Promote,
+}
+
+/// Whether the operator may recover a queue by force without a person, once its quorum is lost for a stated time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Promote {
+    /// `ha-promote-on-failure: always`: when the members that are missing have failed.
+    pub on_failure: bool,
+    /// `ha-promote-on-shutdown: always`: when they were stopped on purpose.
+    pub on_shutdown: bool,
 }
 
 impl Replication {
@@ -208,11 +218,16 @@ impl Replication {
             _ => None,
         });
         let min_in_sync = definition.get("min-in-sync-replicas").and_then(Value::as_integer);
+        let always = |key: &str| definition.get(key).and_then(Value::as_text) == Some("always");
         let locator = definition.get("queue-leader-locator").or_else(|| definition.get("queue-master-locator"));
         Replication {
             mode,
             min_in_sync: min_in_sync.and_then(|count| u32::try_from(count).ok()),
             leader_locator: locator.and_then(LeaderLocator::of),
+            promote: Promote {
+                on_failure: always("ha-promote-on-failure"),
+                on_shutdown: always("ha-promote-on-shutdown"),
+            },
             manual_sync: definition.get("ha-sync-mode").and_then(Value::as_text) == Some("manual"),
         }
     }
