@@ -52,7 +52,7 @@ test-chart: ## helm lint, and charts/install.yaml against what the chart renders
 	HOLDFAST_REQUIRE_HELM=1 cargo test --locked -p holdfast --test crds
 
 .PHONY: sim
-sim: ## the simulator: SEEDS=n seeds, or one with SEED=x; PROFILE=small, mixed or replicas, or FAULT=n of the fault list
+sim: ## the simulator: SEEDS=n seeds, or one with SEED=x; PROFILE=small, mixed, replicas, membership or policies, or FAULT=n of the fault list
 	$(RELEASE) -p holdfast-sim
 	$(BIN)/holdfast-sim --seeds $(SEEDS) $(if $(SEED),--seed $(SEED)) $(if $(PROFILE),--profile $(PROFILE)) $(if $(FAULT),--fault $(FAULT))
 

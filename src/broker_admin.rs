@@ -5,11 +5,10 @@
 //! of the Lease; brokers refuse a lower one.
 
 use std::{
-    collections::BTreeMap,
     fmt,
     net::SocketAddr,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -26,6 +25,12 @@ use serde_json::{Value, json};
 use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+
+mod fake;
+mod recovery;
+
+pub use fake::FakeBrokers;
+pub use recovery::{PersonNeeded, PlannedCluster, PlannedGroup, PlannedPosition, PlannedQueue, RecoveryPlan};
 
 /// The admin listener's port.
 pub const ADMIN_PORT: u16 = 5690;
@@ -240,6 +245,15 @@ pub trait BrokerAdmin: Send + Sync {
     fn groups<'a>(&'a self, door: &'a Door) -> Call<'a, Vec<Group>>;
     /// Hand every leadership away within `deadline`; answers how many are left.
     fn drain_leaders<'a>(&'a self, door: &'a Door, deadline: Duration) -> Call<'a, u64>;
+    /// Nothing becomes durable there for so long; refused where a majority is in touch. Zero ends it.
+    fn recovery_freeze<'a>(&'a self, door: &'a Door, time: Duration) -> Call<'a, ()>;
+    /// What its disk holds: for [`BrokerAdmin::recovery_plan`] and [`BrokerAdmin::recovery_apply`].
+    fn recovery_survey<'a>(&'a self, door: &'a Door) -> Call<'a, Value>;
+    /// What a recovery from these disks would do; nothing is changed.
+    fn recovery_plan<'a>(&'a self, door: &'a Door, found: &'a [Value]) -> Call<'a, RecoveryPlan>;
+    /// Carries that member's part of the plan out; it ends, and starts again in the new epoch.
+    fn recovery_apply<'a>(&'a self, door: &'a Door, plan_hash: &'a str, nonce: u64, found: &'a [Value])
+    -> Call<'a, ()>;
 }
 
 /// The implementation that talks to real brokers.
@@ -378,7 +392,34 @@ impl BrokerAdmin for HttpAdmin {
         }
         .boxed()
     }
+
+    fn recovery_freeze<'a>(&'a self, door: &'a Door, time: Duration) -> Call<'a, ()> {
+        let body = json!({ "seconds": time.as_secs() });
+        done(self.call(door, Method::POST, "/v1/recovery/freeze", Some(body), COMMIT))
+    }
+
+    fn recovery_survey<'a>(&'a self, door: &'a Door) -> Call<'a, Value> {
+        self.call(door, Method::GET, "/v1/recovery/survey", None, DISK_WORK).boxed()
+    }
+
+    fn recovery_plan<'a>(&'a self, door: &'a Door, found: &'a [Value]) -> Call<'a, RecoveryPlan> {
+        self.call(door, Method::POST, "/v1/recovery/plan", Some(json!({ "found": found })), DISK_WORK).boxed()
+    }
+
+    fn recovery_apply<'a>(
+        &'a self,
+        door: &'a Door,
+        plan_hash: &'a str,
+        nonce: u64,
+        found: &'a [Value],
+    ) -> Call<'a, ()> {
+        let body = json!({ "planHash": plan_hash, "nonce": format!("{nonce:016x}"), "found": found });
+        done(self.call(door, Method::POST, "/v1/recovery/apply", Some(body), DISK_WORK))
+    }
 }
+
+/// Time to read or rewrite all that a disk holds.
+const DISK_WORK: Duration = Duration::from_secs(900);
 
 /// Whatever a broker says beside "yes" is ignored.
 fn done<'a>(call: impl Future<Output = Result<Value, AdminError>> + Send + 'a) -> Call<'a, ()> {
@@ -418,175 +459,5 @@ mod tests {
             group.leading = false;
             assert_eq!(group.without("demo-0-0"), Enough, "the leader is asked: {row:?}");
         }
-    }
-}
-
-/// Brokers that exist only in memory, for tests of the operator.
-///
-/// Founding, joining, users and leaders behave as the admin API promises; a member without an entry does not answer.
-#[derive(Default)]
-pub struct FakeBrokers {
-    inner: Mutex<FakeState>,
-}
-
-#[derive(Default)]
-struct FakeState {
-    members: BTreeMap<String, Health>,
-    users: BTreeMap<String, String>,
-    calls: Vec<String>,
-    groups: BTreeMap<String, Vec<Group>>,
-    refuse: Option<(String, AdminError)>,
-}
-
-impl FakeBrokers {
-    /// Lets a broker answer, or changes what it says.
-    pub fn set(&self, member: &str, health: Health) {
-        self.lock().members.insert(member.into(), health);
-    }
-
-    /// The broker answers no more.
-    pub fn silence(&self, member: &str) {
-        self.lock().members.remove(member);
-    }
-
-    /// The groups that the broker lists; without this, the metadata group, where it leads it.
-    pub fn set_groups(&self, member: &str, groups: Vec<Group>) {
-        self.lock().groups.insert(member.into(), groups);
-    }
-
-    /// What the broker says at present.
-    pub fn get(&self, member: &str) -> Option<Health> {
-        self.lock().members.get(member).cloned()
-    }
-
-    /// Calls of the kind named (`bootstrap`, …) fail.
-    pub fn refuse(&self, kind: &str, error: AdminError) {
-        self.lock().refuse = Some((kind.into(), error));
-    }
-
-    /// Every call that changes something, in order: `bootstrap demo-0-0`, ….
-    pub fn calls(&self) -> Vec<String> {
-        self.lock().calls.clone()
-    }
-
-    /// The password of a user, as the brokers know it.
-    pub fn password(&self, user: &str) -> Option<String> {
-        self.lock().users.get(user).cloned()
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, FakeState> {
-        self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    fn change<'a, T: Send + 'a>(
-        &self,
-        kind: &str,
-        door: &Door,
-        apply: impl FnOnce(&mut FakeState) -> T,
-    ) -> Call<'a, T> {
-        let mut state = self.lock();
-        state.calls.push(format!("{kind} {}", door.member));
-        let refused = state.refuse.as_ref().filter(|(what, _)| what == kind).map(|(_, error)| error.clone());
-        let silent = !state.members.contains_key(&door.member);
-        let result = match refused {
-            Some(error) => Err(error),
-            None if silent => Err(silence(door)),
-            None => Ok(apply(&mut state)),
-        };
-        futures::future::ready(result).boxed()
-    }
-}
-
-fn silence(door: &Door) -> AdminError {
-    AdminError::NoAnswer { member: door.member.clone(), why: "connection refused".into() }
-}
-
-impl BrokerAdmin for FakeBrokers {
-    fn health<'a>(&'a self, door: &'a Door) -> Call<'a, Health> {
-        let answer = self.lock().members.get(&door.member).cloned().ok_or_else(|| silence(door));
-        futures::future::ready(answer).boxed()
-    }
-
-    fn bootstrap<'a>(&'a self, door: &'a Door, request: &'a Bootstrap) -> Call<'a, ()> {
-        self.change("bootstrap", door, |state| {
-            state.users.insert(request.user.name.clone(), request.user.password.clone());
-            let known: Vec<KnownMember> = (1..)
-                .zip(&request.members)
-                .map(|(id, m)| KnownMember {
-                    name: m.name.clone(),
-                    id: Some(id),
-                    zone: m.zone.clone(),
-                    live: true,
-                    ready: true,
-                })
-                .collect();
-            for member in &request.members {
-                if let Some(health) = state.members.get_mut(&member.name) {
-                    health.cluster_id = Some(request.cluster_id.clone());
-                    health.zone = member.zone.clone();
-                    health.state = MemberState::Started;
-                    health.ready = true;
-                    health.quorum = true;
-                    health.metadata_leader = Some(door.member.clone());
-                    health.zone_fault_tolerant = true;
-                    health.groups.total = 1;
-                    health.groups.leading = u64::from(member.name == door.member);
-                    health.members = known.clone();
-                }
-            }
-        })
-    }
-
-    fn put_members<'a>(&'a self, door: &'a Door, members: &'a [ExpectedMember]) -> Call<'a, ()> {
-        self.change("put_members", door, |state| {
-            for health in state.members.values_mut() {
-                for wanted in members {
-                    match health.members.iter_mut().find(|m| m.name == wanted.name) {
-                        Some(known) => known.zone = wanted.zone.clone(),
-                        None => health.members.push(KnownMember {
-                            name: wanted.name.clone(),
-                            zone: wanted.zone.clone(),
-                            ..KnownMember::default()
-                        }),
-                    }
-                }
-            }
-        })
-    }
-
-    fn put_user<'a>(&'a self, door: &'a Door, user: &'a Credentials) -> Call<'a, ()> {
-        self.change("put_user", door, |state| {
-            state.users.insert(user.name.clone(), user.password.clone());
-        })
-    }
-
-    fn put_min_in_sync<'a>(&'a self, door: &'a Door, copies: i32) -> Call<'a, ()> {
-        self.change(&format!("put_min_in_sync {copies}"), door, |_| ())
-    }
-
-    fn groups<'a>(&'a self, door: &'a Door) -> Call<'a, Vec<Group>> {
-        let state = self.lock();
-        let answer = state.members.get(&door.member).ok_or_else(|| silence(door)).map(|health| {
-            let replica = |m: &KnownMember| Replica { name: m.name.clone(), voter: true };
-            let metadata = || Group {
-                leading: health.metadata_leader.as_deref() == Some(&door.member),
-                in_sync_replicas: Some(health.members.len()),
-                replicas: health.members.iter().map(replica).collect(),
-                ..Group::default()
-            };
-            state.groups.get(&door.member).cloned().unwrap_or_else(|| vec![metadata()])
-        });
-        futures::future::ready(answer).boxed()
-    }
-
-    fn drain_leaders<'a>(&'a self, door: &'a Door, _deadline: Duration) -> Call<'a, u64> {
-        self.change("drain_leaders", door, |state| {
-            let Some(from) = state.members.get_mut(&door.member) else { return 0 };
-            let moved = std::mem::take(&mut from.groups.leading);
-            if let Some((_, to)) = state.members.iter_mut().find(|(name, _)| **name != door.member) {
-                to.groups.leading += moved;
-            }
-            0
-        })
     }
 }

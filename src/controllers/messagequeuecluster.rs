@@ -11,6 +11,7 @@ mod apply;
 pub mod build;
 pub mod observe;
 pub mod plan;
+mod recover;
 mod remove;
 pub mod status;
 pub mod validate;
@@ -33,7 +34,7 @@ pub async fn reconcile(mqc: Arc<MessageQueueCluster>, ctx: Arc<Context>) -> Resu
     let validation = validate::validate(&mqc, &observed, &ctx.settings);
     let plan = plan::plan(&mqc, &validation, &observed, &uuid::Uuid::new_v4().to_string(), now);
     let outcome = match build::build(&mqc, &validation, &observed, &plan, now) {
-        Ok(children) => apply::apply(&ctx, &mqc, &observed, &plan, children).await,
+        Ok(children) => apply::apply(&ctx, &mqc, &validation, &observed, &plan, children).await,
         Err(error) => apply::Outcome::failed(error),
     };
     let next_write = status::report(&ctx, &mqc, &validation, &observed, &plan, &outcome, now).await?;

@@ -3,6 +3,7 @@
 mod changes;
 mod founding;
 mod health;
+mod recovery;
 mod support;
 
 use std::{

@@ -53,3 +53,64 @@ fn unfinished(found: &[Surveyed]) -> Option<String> {
     };
     found.iter().filter_map(|one| one.record.as_ref()).find(lacks).map(|record| record.plan_hash.clone())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use holdfast_engine::recovery::{CopySurvey, Life, MetadataSurvey, PlacedGroup, QueueSurvey, Replica};
+
+    use super::*;
+
+    /// What the operator reads (`src/broker_admin/recovery.rs` has a test of the same file).
+    const AS_THE_OPERATOR_READS_IT: &str = include_str!("../../../tests/recovery-plan.json");
+
+    /// One disk of three, with a queue whose policy lets the operator go ahead.
+    fn left_of_three() -> Surveyed {
+        let voters = || (1..=3).map(|member| Replica { member, generation: 0 }).collect::<Vec<_>>();
+        let queue = |messages| QueueSurvey {
+            id: 1,
+            vhost: "/".into(),
+            name: "orders".into(),
+            messages,
+            promote_on_failure: true,
+            promote_on_shutdown: false,
+        };
+        let copy = |group, queues| CopySurvey {
+            group,
+            life: Life::default(),
+            last_term: 2,
+            last_index: 9,
+            commit: 9,
+            stamped_ms: 1_795_390_812_999,
+            memberships: vec![vec![voters()]],
+            queues,
+            ..CopySurvey::default()
+        };
+        let placed = |queues| PlacedGroup { voters: voters(), preferred_leader: 1, queues, ..PlacedGroup::default() };
+        let metadata = MetadataSurvey {
+            members: (1..=3).map(|id| (id, (format!("demo-{}-0", id - 1), format!("uuid-{id}")))).collect(),
+            groups: BTreeMap::from([(0, placed(Vec::new())), (1, placed(vec![queue(0)]))]),
+            last_member: 3,
+            last_group: 1,
+            last_queue: 1,
+        };
+        let survey = Survey {
+            uuid: "uuid-1".into(),
+            cluster_id: "c".into(),
+            epoch: 1,
+            member: 1,
+            copies: vec![copy(0, Vec::new()), copy(1, vec![queue(5)])],
+            metadata: Some(metadata),
+            ..Survey::default()
+        };
+        Surveyed { survey, record: None }
+    }
+
+    #[test]
+    fn the_plan_for_programs_is_as_the_operator_reads_it() {
+        let made = HashedPlan::make(&[left_of_three()], None).expect("a plan").as_json();
+        let golden: Value = serde_json::from_str(AS_THE_OPERATOR_READS_IT).expect("JSON");
+        assert_eq!(made, golden, "if that is meant, the file is to be: {made:#}");
+    }
+}

@@ -312,6 +312,12 @@ pub struct HealthSpec {
     #[serde(default = "defaults::replace_after_seconds")]
     #[schemars(range(min = 60, max = 86400))]
     pub replace_after_seconds: i32,
+    /// Seconds without a majority after which the operator recovers the cluster by force, without a person, from the disks
+    /// that are left: only if every queue that may lose something has a policy with `ha-promote-on-failure: always`, and
+    /// only if all other members run on blank disks, so that the old ones cannot come back.
+    #[serde(default = "defaults::recover_after_seconds")]
+    #[schemars(range(min = 60, max = 86400))]
+    pub recover_after_seconds: i32,
 }
 
 /// How members are restarted.
@@ -355,6 +361,10 @@ mod defaults {
     pub fn replace_after_seconds() -> i32 {
         300
     }
+    /// Twice `replace_after_seconds`: a person who is called then still has time to bring a volume back.
+    pub fn recover_after_seconds() -> i32 {
+        600
+    }
     pub fn small_queue_wait_seconds() -> i32 {
         60
     }
@@ -392,6 +402,7 @@ impl Default for HealthSpec {
             failure_threshold: defaults::failure_threshold(),
             success_threshold: defaults::success_threshold(),
             replace_after_seconds: defaults::replace_after_seconds(),
+            recover_after_seconds: defaults::recover_after_seconds(),
         }
     }
 }

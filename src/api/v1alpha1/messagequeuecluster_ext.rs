@@ -86,6 +86,11 @@ impl HealthSpec {
     pub fn replace_after(&self) -> Duration {
         Duration::from_secs(self.replace_after_seconds.max(1) as u64)
     }
+
+    /// For how long there may be no majority before queues whose policies say so are recovered by force.
+    pub fn recover_after(&self) -> Duration {
+        Duration::from_secs(self.recover_after_seconds.max(1) as u64)
+    }
 }
 
 impl RolloutSpec {

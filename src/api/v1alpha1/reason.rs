@@ -99,6 +99,10 @@ pub enum Reason {
     /// A pod is kept for a while because queues have too few replicas to go on without it, or went in spite of it.
     SmallQueueWait,
     FailedOver,
+    /// A majority of the disks was lost, and the queues' policies let the operator go on from those that are left.
+    RecoveredByPolicy,
+    /// A majority of the disks is lost, and a person has to decide whether to go on without them.
+    RecoveryHeld,
     TakenOffService,
     PutInService,
 }

@@ -18,8 +18,8 @@ use super::{
     build::{Children, Object},
     observe::Observed,
     plan::{Latch, Plan},
-    remove,
-    validate::{Blocker, hex_digest},
+    recover, remove,
+    validate::{Blocker, Validation, hex_digest},
 };
 use crate::api::v1alpha1::{MANAGER, MessageQueueCluster, Reason, SERVING_LABEL};
 
@@ -59,6 +59,7 @@ impl Outcome {
 pub async fn apply(
     ctx: &Context,
     mqc: &MessageQueueCluster,
+    validation: &Validation,
     observed: &Observed,
     plan: &Plan,
     children: Children,
@@ -84,6 +85,9 @@ pub async fn apply(
         }
         grow_volumes(ctx, &children, &mut outcome).await;
         change_serving(ctx, &children.namespace, plan, &mut outcome).await?;
+        if let Some(recovery) = &plan.recovery {
+            recover::recover(ctx, mqc, validation, observed, recovery, &mut outcome).await?;
+        }
         tell_brokers(ctx, observed, plan, &children, &mut outcome).await?;
         move_leaders(ctx, mqc, observed, plan, &mut outcome).await;
         if let Some(removal) = &plan.removal {

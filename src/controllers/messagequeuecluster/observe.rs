@@ -18,7 +18,10 @@ use k8s_openapi::{
 };
 use kube::{Api, Resource, ResourceExt, api::ListParams};
 
-use super::super::{Context, Doing, Error};
+use super::{
+    super::{Context, Doing, Error},
+    validate::Blocker,
+};
 use crate::{
     api::v1alpha1::{
         BROKER_CONTAINER, CLUSTER_ID_ANNOTATION, FOUNDER_ANNOTATION, INPUTS_ANNOTATION, MEMBER_LABEL,
@@ -41,6 +44,10 @@ pub struct Observed {
     pub storage_class_problem: Option<String>,
     /// What belonged to an earlier object of this name, or is on its way out: `PersistentVolumeClaim data-demo-0-0`, ….
     pub leftovers: Vec<String>,
+    /// Since when no broker that answers has been in touch with a majority, as far as this operator has seen.
+    pub quorum_lost_since: Option<Timestamp>,
+    /// When a forced recovery was last looked at in vain, and why.
+    pub recovery_held: Option<(Timestamp, Blocker)>,
 }
 
 /// What is there of one member.

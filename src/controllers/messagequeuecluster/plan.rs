@@ -17,9 +17,11 @@ use crate::{
 };
 
 mod latch;
+pub mod recovery;
 mod roll;
 
 pub use latch::Latch;
+use recovery::Recovery;
 use roll::Roll;
 pub use roll::{Removal, others_unfit};
 
@@ -57,6 +59,8 @@ pub struct Plan {
     pub set_user: bool,
     /// The brokers do not have the number of copies that confirms are to wait for.
     pub set_min_in_sync: Option<i32>,
+    /// A forced recovery is due, if the queues' policies allow it.
+    pub recovery: Option<Recovery>,
     /// What is held back, and why.
     pub held: Vec<Blocker>,
     pub next: Duration,
@@ -104,6 +108,8 @@ pub fn plan(
     held.extend(roll.held.map(|message| Blocker { reason: Reason::RemovalHeld, message }));
     held.extend(lost_members(cluster, observed, now));
     held.extend(cluster.outgrew_factor.then(|| outgrown(cluster)));
+    let (recovery, why_not) = recovery::recovery(cluster, observed, now);
+    held.extend(why_not);
     let founded = matches!(latch, Latch::Founded { .. }) && observed.spokesman().is_some();
     let mut plan = Plan {
         hands_off: false,
@@ -116,6 +122,7 @@ pub fn plan(
         grow: grow(cluster, observed),
         membership: if founded { membership(cluster, observed) } else { None },
         set_user: founded && user_is_due(&status, observed),
+        recovery,
         set_min_in_sync: Some(cluster.min_in_sync_replicas)
             .filter(|wanted| founded && status.replication.and_then(|r| r.min_in_sync_replicas) != Some(*wanted)),
         held,
@@ -142,6 +149,7 @@ fn hands_off(latch: Latch, next: Duration) -> Plan {
         membership: None,
         set_user: false,
         set_min_in_sync: None,
+        recovery: None,
         held: Vec::new(),
         next,
     }

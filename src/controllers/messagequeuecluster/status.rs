@@ -43,7 +43,8 @@ pub async fn report(
 ) -> Result<Option<Duration>, Error> {
     let uid = mqc.uid().unwrap_or_default();
     for blocker in &outcome.done {
-        publish(ctx, mqc, event(EventType::Normal, &blocker.reason.to_string(), &blocker.message)).await;
+        let type_ = if blocker.reason == Reason::RecoveredByPolicy { EventType::Warning } else { EventType::Normal };
+        publish(ctx, mqc, event(type_, &blocker.reason.to_string(), &blocker.message)).await;
     }
     let (done, written) = ctx.remembered(&uid, |memory| {
         let new = outcome.done.iter().map(|b| decision(DecisionOutcome::Done, b, now.to_string()));
@@ -299,7 +300,8 @@ fn events(before: &MessageQueueClusterStatus, after: &MessageQueueClusterStatus)
 
 /// What is held back for reasons that a person should hear of, once.
 fn newly_held(before: &MessageQueueClusterStatus, after: &MessageQueueClusterStatus) -> Vec<Event> {
-    let told = [Reason::MemberLost, Reason::SmallQueueWait, Reason::FactorFixedAtFounding].map(|r| r.to_string());
+    let told = [Reason::MemberLost, Reason::SmallQueueWait, Reason::FactorFixedAtFounding, Reason::RecoveryHeld]
+        .map(|r| r.to_string());
     let known = |d: &Decision| before.decisions.iter().any(|b| b.outcome == d.outcome && b.message == d.message);
     let held = after.decisions.iter().filter(|d| d.outcome == DecisionOutcome::Held && told.contains(&d.reason));
     held.filter(|d| !known(d)).map(|d| event(EventType::Warning, &d.reason, &d.message)).collect()

@@ -49,4 +49,4 @@ mod survey;
 
 pub use plan::{DiskPart, GroupPlan, Outcome, Plan, PlanError, Position, Role, plan};
 pub use rebuild::{RebuildError, rebuild};
-pub use survey::{CopySurvey, Life, MetadataSurvey, QueueSurvey, Replica, Survey, SurveyError, survey};
+pub use survey::{CopySurvey, Life, MetadataSurvey, PlacedGroup, QueueSurvey, Replica, Survey, SurveyError, survey};

@@ -12,7 +12,7 @@ use holdfast_engine::admin::{
     AdminAction, AdminErrorKind, AdminReply, PolicyReport as Listed, QueueAction, QueueReplica, QueueReport,
 };
 use holdfast_queue::arguments::{Arguments, Value};
-use holdfast_queue::meta::{ApplyTo, NewPolicy, PolicyKind, keys_without_effect};
+use holdfast_queue::meta::{ApplyTo, NewPolicy, PolicyKind};
 use serde::Deserialize;
 use serde_json::{Map, Value as Json, json};
 
@@ -75,10 +75,9 @@ async fn put_policy(
     let bad = |error: String| Refusal::new(AdminErrorKind::BadRequest, error, "correct the policy and send it again");
     let apply_to = ApplyTo::from_name(&body.apply_to).map_err(bad)?;
     let definition = definition_of(&body.definition).map_err(bad)?;
-    let idle = keys_without_effect(&definition);
     let policy = NewPolicy { pattern: body.pattern, apply_to, priority: body.priority, definition };
     admin.ask(&headers, AdminAction::PutPolicy { kind, vhost, name, policy }).await?;
-    if idle.is_empty() { done() } else { Ok(axum::Json(json!({ "withoutEffectYet": idle })).into_response()) }
+    done()
 }
 
 async fn delete_policy(
@@ -166,7 +165,6 @@ fn policy(listed: &Listed) -> Json {
         "apply-to": apply_to.name(),
         "priority": priority,
         "definition": definition(of),
-        "withoutEffectYet": keys_without_effect(of),
     })
 }
 
@@ -203,7 +201,7 @@ mod tests {
             "definition":{"ha-mode":"nodes","ha-params":["m1","m2"],"ha-promote-on-failure":"always"}}"#;
         let path = "/v1/policies/%2F/two%20words";
         let (status, answer, asked) = call("PUT", path, None, body, Ok(AdminReply::Done)).await;
-        assert_eq!((status, answer), (200, json!({"withoutEffectYet": ["ha-promote-on-failure"]})));
+        assert_eq!((status, answer), (200, json!({})));
         let definition = Arguments(vec![
             ("ha-mode".into(), Value::string("nodes")),
             ("ha-params".into(), Value::Array(vec![Value::string("m1"), Value::string("m2")])),

@@ -160,6 +160,10 @@ impl Members {
         answer.map_err(|error| error.to_string())
     }
 
+    async fn put(&self, member: usize, path: &str, body: &Value) {
+        self.admin(member).call(Method::PUT, path, Some(body), PATIENCE).await.unwrap();
+    }
+
     /// Waits for the process to end by itself.
     async fn gone(&mut self, member: usize) {
         let Some(Running::OfDev(pid)) = self.members[member].running.take() else { panic!("not a member of dev") };
@@ -513,6 +517,14 @@ async fn a_member_that_runs_without_a_majority_is_recovered_through_its_admin_ap
     members.publish(0, QUEUE, 0..30).await;
     members.wait_for_copies().await;
     let freeze = serde_json::json!({ "seconds": 300 });
+    let policy = serde_json::json!({ "pattern": QUEUE, "definition": { "ha-promote-on-failure": "always" } });
+    members.put(0, "/v1/policies/%2F/promote", &policy).await;
+    let knows = || async {
+        let queues = members.get(1, "/v1/queues").await?;
+        (queues["queues"][0]["effectivePolicy"] == policy["definition"]).then_some(())
+    };
+    eventually("the policy on the member that will be left", knows).await;
+    members.wait_for_copies().await;
     let healthy = members.post(1, "/v1/recovery/freeze", &freeze).await.expect_err("a majority is there");
     assert!(healthy.contains("409"), "{healthy}");
     members.lose(0);
@@ -528,6 +540,9 @@ async fn a_member_that_runs_without_a_majority_is_recovered_through_its_admin_ap
         (&plan["needed"], &group["outcome"], &group["queues"][0]["messages"]),
         (&true.into(), &"unknown".into(), &30.into())
     );
+    let person = &plan["personNeeded"];
+    assert_eq!(person["onFailure"], Value::Null, "the queue's policy lets the operator go ahead");
+    assert!(person["onShutdown"].as_str().is_some_and(|why| why.contains(QUEUE)), "{person}");
     let part = |hash: &Value| serde_json::json!({ "planHash": hash, "nonce": "00000000000000a7", "found": [surveyed] });
     let other = members.post(1, "/v1/recovery/apply", &part(&"0123".into())).await.expect_err("another plan");
     assert!(other.contains("nothing was changed"), "{other}");

@@ -22,7 +22,7 @@ pub use command::{Binding, Destination, ExpectedMember, MetaCommand, NewMember, 
 pub use effect::{Change, MetaEffect, MetaReply, Refusal};
 pub use machine::MetaMachine;
 pub use placement::{Chosen, Load, Wish, place};
-pub use policies::{ApplyTo, EffectivePolicy, NewPolicy, Policy, PolicyKind, keys_not_honoured, keys_without_effect};
+pub use policies::{ApplyTo, EffectivePolicy, NewPolicy, Policy, PolicyKind, keys_not_honoured};
 pub use policy_keys::Promote;
 pub use queues::queue_settings;
 pub use recovery::{Reborn, Recovery, SEEDED_GENERATION, SOURCE_GENERATION};

@@ -277,17 +277,8 @@ impl MetaMachine {
     }
 }
 
-/// Keys of a definition that are kept and shown, and have no effect yet.
-pub fn keys_without_effect(definition: &Arguments) -> Vec<String> {
-    keys_with(definition, |effect| effect != Effect::Now)
-}
-
 /// Keys of a definition that a member refuses, since nothing would come of them.
 pub fn keys_not_honoured(definition: &Arguments) -> Vec<String> {
-    keys_with(definition, |effect| effect == Effect::None)
-}
-
-fn keys_with(definition: &Arguments, wanted: impl Fn(Effect) -> bool) -> Vec<String> {
-    let matching = |name: &&str| policy_keys::find(name).is_some_and(|key| wanted(key.effect));
+    let matching = |name: &&str| policy_keys::find(name).is_some_and(|key| key.effect == Effect::None);
     definition.iter().map(|(name, _)| name).filter(matching).map(str::to_owned).collect()
 }

@@ -34,8 +34,6 @@ enum Kind {
 pub(super) enum Effect {
     /// What it says.
     Now,
-    /// It is kept and shown, for a forced recovery to come.
-    Later,
     /// Nothing yet: members refuse it, as they refuse the arguments of queues that they do not honour.
     None,
 }
@@ -67,8 +65,8 @@ static KEYS: [Key; 20] = [
     key("expires", POSITIVE, Merge::Smaller, Effect::None),
     key("ha-mode", Kind::OneOf(&["all", "exactly", "nodes"]), Merge::Operator, Effect::Now),
     key("ha-params", Kind::HaParams, Merge::Operator, Effect::Now),
-    key("ha-promote-on-failure", PROMOTE, Merge::Operator, Effect::Later),
-    key("ha-promote-on-shutdown", PROMOTE, Merge::Operator, Effect::Later),
+    key("ha-promote-on-failure", PROMOTE, Merge::Operator, Effect::Now),
+    key("ha-promote-on-shutdown", PROMOTE, Merge::Operator, Effect::Now),
     key("ha-sync-mode", Kind::OneOf(&["automatic", "manual"]), Merge::Operator, Effect::Now),
     key("max-length", NOT_NEGATIVE, Merge::Smaller, Effect::None),
     key("max-length-bytes", NOT_NEGATIVE, Merge::Smaller, Effect::None),

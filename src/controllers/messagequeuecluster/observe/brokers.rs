@@ -14,11 +14,12 @@ use rustls::ClientConfig;
 
 use super::{
     super::super::{Context, Error},
+    super::validate::Blocker,
     MemberFacts, Observed, authority_name, pods,
 };
 use crate::{
     api::v1alpha1::{Decision, MessageQueueCluster},
-    broker_admin::{ADMIN_PORT, AdminError, Door, Health},
+    broker_admin::{ADMIN_PORT, AdminError, Door, Health, MemberState},
     certificates::{self, KeyedCertificate},
 };
 
@@ -29,6 +30,10 @@ pub struct Memory {
     answers: BTreeMap<String, Answers>,
     /// Since when a member has had no pod.
     podless_since: BTreeMap<u32, Timestamp>,
+    /// Since when nobody has said that a majority is in touch.
+    quorum_lost_since: Option<Timestamp>,
+    /// When a forced recovery was last looked at in vain since then, and why.
+    pub recovery_held: Option<(Timestamp, Blocker)>,
     /// When a pod was last drained of leaders and how many stayed, by UID.
     kept_leaders: BTreeMap<String, (Timestamp, u64)>,
     /// When the status was last written.
@@ -51,6 +56,17 @@ impl Memory {
     /// A pod was asked to hand its leaders away and kept `remaining`.
     pub fn drained(&mut self, pod_uid: &str, now: Timestamp, remaining: u64) {
         self.kept_leaders.insert(pod_uid.to_owned(), (now, remaining));
+    }
+
+    /// Since when no broker that answers has been in touch with a majority. While none answers, nothing new is known.
+    fn note_quorum(&mut self, members: &BTreeMap<u32, MemberFacts>, now: Timestamp) -> Option<Timestamp> {
+        let health = || members.values().filter_map(MemberFacts::health);
+        if health().any(|health| health.quorum) {
+            (self.quorum_lost_since, self.recovery_held) = (None, None);
+        } else if health().any(|health| health.state == MemberState::Started) {
+            self.quorum_lost_since.get_or_insert(now);
+        }
+        self.quorum_lost_since
     }
 
     /// Notes what this pass saw, and gives the members' facts what earlier passes saw.
@@ -102,7 +118,11 @@ pub(super) async fn ask(
     let tls = client_certificate(ctx, mqc, observed, now)?;
     ask_through(ctx, mqc, tls, &mut observed.members).await;
     let patience = mqc.spec.health.patience();
-    ctx.remembered(&mqc.uid().unwrap_or_default(), |memory| memory.note(&mut observed.members, patience, now));
+    let uid = mqc.uid().unwrap_or_default();
+    (observed.quorum_lost_since, observed.recovery_held) = ctx.remembered(&uid, |memory| {
+        memory.note(&mut observed.members, patience, now);
+        (memory.note_quorum(&observed.members, now), memory.recovery_held.clone())
+    });
     Ok(())
 }
 

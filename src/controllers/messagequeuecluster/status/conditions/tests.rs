@@ -62,6 +62,7 @@ impl Scene {
                 membership: None,
                 set_user: false,
                 set_min_in_sync: None,
+                recovery: None,
                 held: vec![],
                 next: Duration::from_secs(5),
             },
