@@ -94,6 +94,16 @@ impl Member {
         self.address(5690)
     }
 
+    /// Where other members connect.
+    pub fn peers(&self) -> SocketAddr {
+        self.address(5680)
+    }
+
+    /// Where its probes and metrics are.
+    pub fn probes(&self) -> SocketAddr {
+        self.address(15692)
+    }
+
     /// Where clients connect.
     pub fn clients(&self) -> SocketAddr {
         self.address(5672)

@@ -20,7 +20,7 @@ const DECLARING: usize = 4;
 /// How long they do.
 const CHURN: Duration = Duration::from_secs(20);
 /// File descriptors that a member may have.
-const DESCRIPTORS: u64 = 256;
+const DESCRIPTORS: usize = 256;
 
 fn churn(
     clients: usize,
@@ -84,8 +84,11 @@ pub async fn no_descriptors(run: &mut Run) -> Result<()> {
     tokio::time::sleep(Duration::from_secs(1)).await;
     let watch = run.workload.watch(&run.cluster, &[struck]);
     let mut held = Vec::new();
-    for _ in 0..2 * DESCRIPTORS {
-        let connect = TcpStream::connect(run.cluster.members[struck].clients());
+    // Not only clients can connect: the ports of the peers, the admin API and the probes are tried as well.
+    let member = &run.cluster.members[struck];
+    let ports = [member.clients(), member.peers(), member.admin(), member.probes()];
+    for number in 0..2 * ports.len() * DESCRIPTORS {
+        let connect = TcpStream::connect(ports[number % ports.len()]);
         if let Ok(Ok(stream)) = tokio::time::timeout(Duration::from_millis(200), connect).await {
             held.push(stream);
         }
