@@ -71,6 +71,7 @@ mod workers;
 
 pub use alarms::Alarms;
 pub use flow::Budgets;
+pub use holdfast_replica::is_guarded;
 pub use hosts::{Hosts, MOST_WORKERS};
 pub use member::{Member, MemberConfig, Start};
 pub use metrics::Metrics;

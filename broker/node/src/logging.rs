@@ -21,6 +21,20 @@ pub fn start(level: &str) {
     };
 }
 
+/// A panic that ends one replica, and not the process, becomes a line of the log that says so; the engine goes on to replace
+/// the replica from the others.
+pub fn tell_of_guarded_panics() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !holdfast_engine::is_guarded() {
+            return usual(panic);
+        }
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let what = panic.payload_as_str().unwrap_or("it did not say why");
+        tracing::error!("raft ended in one replica, which is to be replaced from the others: {what} ({place})");
+    }));
+}
+
 /// A line that was written is left out for so long when it comes again, and its repeats are counted: a peer that is
 /// refused dials again every second.
 const REPEAT_AFTER: Duration = Duration::from_secs(30);

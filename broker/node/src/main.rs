@@ -88,6 +88,7 @@ fn carry_out(command: Command) -> Result<ExitCode, Failure> {
     let done = match command {
         Command::Run { config, with_parent } => {
             logging::start("info");
+            logging::tell_of_guarded_panics();
             if with_parent {
                 end_with_parent()?;
             }

@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,6 +20,7 @@ use crate::config::HostConfig;
 use crate::context::{Cache, Context};
 use crate::envelope::{Body, Envelope};
 use crate::group::Group;
+use crate::guard::guarded;
 use crate::parking::Parking;
 use crate::writes::{After, Writes};
 
@@ -517,22 +517,17 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
     ) -> Option<T> {
         let Some(Replica::Running(group)) = self.replicas.get_mut(&id) else { return None };
         let cx = &mut self.cx;
-        let outcome = catch_unwind(AssertUnwindSafe(|| {
+        let outcome = guarded(|| {
             let result = call(group, cx);
             group.set_election_timeout(cx);
             if group.raw.has_ready() {
                 cx.dirty.insert(id);
             }
             result
-        }));
+        });
         match outcome {
             Ok(result) => Some(result),
-            Err(panic) => {
-                let why = panic
-                    .downcast_ref::<String>()
-                    .cloned()
-                    .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
-                    .unwrap_or_else(|| "a panic without a message".to_owned());
+            Err(why) => {
                 self.quarantine(id, why);
                 None
             }

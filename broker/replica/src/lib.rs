@@ -41,6 +41,7 @@ mod context;
 mod copies;
 mod envelope;
 mod group;
+mod guard;
 mod host;
 mod leadership;
 mod log;
@@ -62,6 +63,7 @@ pub use api::{
 };
 pub use config::HostConfig;
 pub use envelope::{ENVELOPE_VERSION, Envelope, EnvelopeError};
+pub use guard::is_guarded;
 pub use host::Host;
 pub use membership::CAUGHT_UP_LAG;
 pub use salvage::{GroupCopy, VoterHalves};

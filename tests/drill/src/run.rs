@@ -19,8 +19,11 @@ use crate::workload::{Findings, KEPT, LIVE, Whose, Workload};
 const RUN_LIMIT: Duration = Duration::from_secs(600);
 /// How long the cluster may take to be whole after the fault.
 const RECOVERY: Duration = Duration::from_secs(60);
-/// What a member says when it has a defect.
+/// What a member says when it has a defect, and when raft-rs has panicked in one replica: that is none where the replica's log
+/// could not be read.
 const DEFECT: &str = "panicked at";
+const IN_A_REPLICA: &str = "raft ended in one replica";
+const UNREADABLE: &str = "Damaged";
 
 /// What all runs share.
 pub struct Settings {
@@ -263,7 +266,9 @@ async fn judge(mut run: Run, struck: Result<()>, outcome: &mut Outcome) {
     for member in &mut cluster.members {
         outcome.broken.extend(member.died_unasked());
         let log = member.log();
-        let defects = log.lines().filter(|line| line.contains(DEFECT));
+        let is_defect =
+            |line: &&str| line.contains(DEFECT) || (line.contains(IN_A_REPLICA) && !line.contains(UNREADABLE));
+        let defects = log.lines().filter(is_defect);
         outcome.broken.extend(defects.map(|line| format!("{}: {line}", member.name)));
     }
     cluster.end().await;
