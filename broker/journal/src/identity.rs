@@ -1,4 +1,5 @@
-//! The member's identity: a few bytes that must outlive any single damaged block, so they are kept twice.
+//! The member's identity: a few bytes that must outlive any single damaged block, so they are kept twice. Beside it stands
+//! whether the log has lost what nobody can name: a recovery that finds a file missing makes a log that does not show it.
 
 use crate::checkpoint::{read_file, replace_file};
 use crate::encoding::Cursor;
@@ -8,13 +9,15 @@ use crate::types::{Finding, JournalError};
 use bytes::Bytes;
 
 const COPIES: [&str; 2] = ["identity-1", "identity-2"];
-const MAGIC: [u8; 8] = *b"HFIDENTY";
-const HEADER_BYTES: usize = 20;
+const MAGIC: [u8; 8] = *b"HFIDENT2";
+const HEADER_BYTES: usize = 21;
 
 /// The identity with the count of its changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct StoredIdentity {
     pub changes: u64,
+    /// A recovery found that records which nobody can name are lost, and the caller has written no identity since.
+    pub forgetful: bool,
     pub bytes: Bytes,
 }
 
@@ -24,6 +27,7 @@ pub(crate) fn store<F: FileSystem>(fs: &F, identity: &StoredIdentity) -> Result<
     out.extend_from_slice(&MAGIC);
     out.extend_from_slice(&[0; 4]);
     out.extend_from_slice(&identity.changes.to_le_bytes());
+    out.push(u8::from(identity.forgetful));
     out.extend_from_slice(&identity.bytes);
     let crc = crc_around(&out, 8);
     out[8..12].copy_from_slice(&crc.to_le_bytes());
@@ -76,6 +80,7 @@ fn decode(bytes: Bytes) -> Option<StoredIdentity> {
     let magic = cursor.bytes(8)?;
     let crc = cursor.u32()?;
     let changes = cursor.u64()?;
+    let forgetful = cursor.u8()? != 0;
     let intact = magic == MAGIC && crc_around(&bytes, 8) == crc;
-    intact.then(|| StoredIdentity { changes, bytes: bytes.slice(HEADER_BYTES..) })
+    intact.then(|| StoredIdentity { changes, forgetful, bytes: bytes.slice(HEADER_BYTES..) })
 }

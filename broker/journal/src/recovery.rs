@@ -12,7 +12,7 @@ use crate::checkpoint::{checkpoint_name, is_checkpoint_name};
 use crate::entry_run::EntryRun;
 use crate::filesystem::{FileSystem, StoredFile};
 use crate::footer::{Footer, FooterBuilder};
-use crate::identity;
+use crate::identity::{self, StoredIdentity};
 use crate::index_set::IndexSet;
 use crate::inspection::{Inspection, Scrutiny, SegmentReport};
 use crate::reader::{JournalReader, ReadableSegment, Segments};
@@ -26,25 +26,23 @@ use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+/// How the name of a file ends while it is written, before it is renamed.
+const UNFINISHED: &str = ".tmp";
+
 pub(crate) fn open<F: FileSystem>(fs: F, config: JournalConfig) -> Result<(Journal<F>, Recovered), JournalError> {
     let names = fs.list().map_err(|error| JournalError::io("list", "the data directory", error))?;
     let mut findings = Vec::new();
     let identity = identity::load(&fs, &names, &mut findings)?;
-    let recovery = Recovery::new(&fs, config, &names, findings);
+    let recovery = Recovery::new(&fs, config, &names, identity, findings);
     let numbers: BTreeSet<u32> = names.iter().filter_map(|name| segment_number(name)).collect();
     let checkpoints: Vec<String> = names.into_iter().filter(|name| is_checkpoint_name(name)).collect();
-    let identity_changes = identity.as_ref().map_or(0, |identity| identity.changes);
-    let (journal, mut recovered) = recovery.run(&numbers, checkpoints, identity_changes)?;
-    if let Some(identity) = &identity {
-        identity::mend(&fs, identity)?;
-    }
-    recovered.identity = identity.map(|identity| identity.bytes);
-    Ok((journal, recovered))
+    recovery.run(&numbers, checkpoints)
 }
 
 pub(crate) struct Recovery<F: FileSystem> {
     fs: F,
     config: JournalConfig,
+    identity: Option<StoredIdentity>,
     findings: Vec<Finding>,
     replay: Replay,
     accounting: Accounting,
@@ -86,10 +84,17 @@ struct Newest {
 }
 
 impl<F: FileSystem> Recovery<F> {
-    fn new(fs: &F, config: JournalConfig, names: &[String], findings: Vec<Finding>) -> Self {
+    fn new(
+        fs: &F,
+        config: JournalConfig,
+        names: &[String],
+        identity: Option<StoredIdentity>,
+        findings: Vec<Finding>,
+    ) -> Self {
         Self {
             fs: fs.clone(),
             config,
+            identity,
             findings,
             replay: Replay::default(),
             accounting: Accounting::default(),
@@ -97,7 +102,7 @@ impl<F: FileSystem> Recovery<F> {
             kept: BTreeMap::new(),
             footers: BTreeMap::new(),
             unsealed: Vec::new(),
-            leftovers: names.iter().filter(|name| name.ends_with(".tmp")).cloned().collect(),
+            leftovers: names.iter().filter(|name| name.ends_with(UNFINISHED)).cloned().collect(),
             tail: Vec::new(),
             cut: None,
             is_damaged: false,
@@ -111,12 +116,12 @@ impl<F: FileSystem> Recovery<F> {
         let mut findings = Vec::new();
         let identity = identity::load(fs, &names, &mut findings)?;
         let is_damaged = !findings.is_empty();
-        let mut recovery = Self::new(fs, JournalConfig::default(), &names, findings);
+        let mut recovery = Self::new(fs, JournalConfig::default(), &names, identity, findings);
         (recovery.looks_only, recovery.is_damaged) = (Some(scrutiny), is_damaged);
         let mut present = names.iter().filter_map(|name| segment_number(name)).collect();
         match recovery.find_newest(&mut present)? {
             Some(newest) => drop(recovery.replay_all(newest, present)?),
-            None if identity.is_some() => {
+            None if recovery.identity.is_some() => {
                 recovery.damage("the log", "an identity is there, but no segment is, or none that can be read");
             }
             None => {}
@@ -127,7 +132,7 @@ impl<F: FileSystem> Recovery<F> {
         let segments = recovery.kept.values().map(|sealed| recovery.segment_report(sealed)).collect();
         let reader = JournalReader::new(std::mem::take(&mut recovery.segments));
         let found = Inspection {
-            identity: identity.map(|identity| identity.bytes),
+            identity: recovery.identity.map(|identity| identity.bytes),
             segments,
             is_damaged: recovery.is_damaged || groups.iter().any(|group| group.corruption.is_some()),
             groups,
@@ -156,12 +161,11 @@ impl<F: FileSystem> Recovery<F> {
         mut self,
         numbers: &BTreeSet<u32>,
         checkpoints: Vec<String>,
-        identity_changes: u64,
     ) -> Result<(Journal<F>, Recovered), JournalError> {
         let mut present = numbers.clone();
         let newest = self.find_newest(&mut present)?;
         // A blank disk has its first segment before its identity.
-        if newest.is_none() && identity_changes > 0 {
+        if newest.is_none() && self.identity.is_some() {
             return Err(JournalError::LogMissing);
         }
         let mut last_sequence = 0;
@@ -170,6 +174,7 @@ impl<F: FileSystem> Recovery<F> {
         }
         let replay = std::mem::take(&mut self.replay);
         let forgetful = replay.is_forgetful();
+        self.keep_in_mind(forgetful)?;
         let mut groups = replay.finish(&self.fs);
         let mut records: Vec<Record> = self.tail.iter().map(|(record, _)| record.clone()).collect();
         for group in &groups {
@@ -194,13 +199,33 @@ impl<F: FileSystem> Recovery<F> {
             unsealed: std::mem::take(&mut self.unsealed),
             next_segment: numbers.last().map_or(1, |number| number + 1),
             next_sequence: last_sequence + 1,
-            identity_changes,
+            identity_changes: self.identity.as_ref().map_or(0, |identity| identity.changes),
         })?;
         let locations = journal.append(&mut records, false)?;
         self.relocate_tail(&mut groups, &locations);
         self.leftovers.extend(checkpoints.into_iter().filter(|name| !marks.contains(name)));
         self.clean_up()?;
-        Ok((journal, Recovered { identity: None, groups, forgetful, findings: self.findings }))
+        if let Some(identity) = &self.identity {
+            identity::mend(&self.fs, identity)?;
+        }
+        let identity = self.identity.map(|identity| identity.bytes);
+        Ok((journal, Recovered { identity, groups, forgetful, findings: self.findings }))
+    }
+
+    /// The new segment's header will not list a file that is missing, so nothing would show the loss at the next opening,
+    /// and this process may end before its member has taken note of it. Without an identity there is no member yet, and
+    /// nothing that it could have promised.
+    fn keep_in_mind(&mut self, forgetful: bool) -> Result<(), JournalError> {
+        let Some(identity) = self.identity.as_mut().filter(|identity| forgetful && !identity.forgetful) else {
+            return Ok(());
+        };
+        // A file that was never finished is in the way of the next one of its name.
+        for name in self.leftovers.extract_if(.., |name| name.ends_with(UNFINISHED)) {
+            self.fs.remove(&name).map_err(|error| JournalError::io("remove", &name, error))?;
+        }
+        identity.changes += 1;
+        identity.forgetful = true;
+        identity::store(&self.fs, identity)
     }
 
     /// Reads the newest segment that was finished being created. One without a readable header or batch was not: its
@@ -284,7 +309,14 @@ impl<F: FileSystem> Recovery<F> {
                 self.replay.lost(&format!("{name} is missing"));
             }
         }
-        Ok(self.replay_newest(newest))
+        let last_sequence = self.replay_newest(newest);
+        if self.identity.as_ref().is_some_and(|identity| identity.forgetful) {
+            let why =
+                "an earlier opening found that parts of the log are lost, and its member has not taken note of it";
+            self.damage("the log", why);
+            self.replay.lost(why);
+        }
+        Ok(last_sequence)
     }
 
     /// What the older segments say of themselves, when no list of them is left.

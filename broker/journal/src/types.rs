@@ -72,7 +72,7 @@ pub enum Op {
     /// The caller knows the new places of all bodies that were moved up to this one of [`Moves::id`], and reads none from
     /// its old place any more: the segments that they were moved out of may go. Nothing of it is on disk.
     MovesTaken { id: u64 },
-    /// Replaces the member's identity, a small file of its own, kept twice.
+    /// Replaces the member's identity, a small file of its own, kept twice. It ends [`Recovered::forgetful`].
     Identity(Bytes),
 }
 
@@ -279,7 +279,8 @@ pub struct Recovered {
     /// Ascending by key.
     pub groups: Vec<RecoveredGroup>,
     /// Records that nobody can name are lost: a group that was on this disk may not be among `groups`, and what it has
-    /// promised is forgotten. Said at this opening only.
+    /// promised is forgotten. Where the disk has an identity, it is said again at every opening, with every group damaged,
+    /// until an [`Op::Identity`] is durable: there the caller keeps it from then on.
     pub forgetful: bool,
     pub findings: Vec<Finding>,
 }

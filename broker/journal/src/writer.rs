@@ -203,7 +203,9 @@ impl<F: FileSystem> Journal<F> {
         let locations = self.append(&mut plan.records, true)?;
         if let Some(bytes) = plan.identity {
             self.identity_changes += 1;
-            identity::store(&self.fs, &StoredIdentity { changes: self.identity_changes, bytes })?;
+            // The caller was told of what is lost when it opened the journal; from here on it remembers that itself.
+            let stored = StoredIdentity { changes: self.identity_changes, forgetful: false, bytes };
+            identity::store(&self.fs, &stored)?;
         }
         plan.superseded.into_iter().for_each(|name| self.keeper.aside.let_go(name));
         Ok(locations)

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use holdfast_journal::conformance::{small_config, test_key};
 use holdfast_journal::{
     Batch, BatchId, EntryReader, FileSystem, HardState, Journal, JournalError, JournalReader, Location, Op, Recovered,
-    StoredFile,
+    Scrutiny, StoredFile, inspect,
 };
 use holdfast_sim::disk::SimDisk;
 
@@ -281,6 +281,67 @@ fn a_damaged_copy_of_the_identity_is_made_anew_at_the_next_start_before_the_othe
     }
     let (_, recovered) = Journal::open(disk, small_config(9)).expect("both copies are whole");
     assert!(recovered.findings.is_empty(), "{:?}", recovered.findings);
+}
+
+/// A member's disk of several segments, and the name of one in the middle of them, which is gone.
+fn with_a_missing_segment() -> (SimDisk, String) {
+    let disk = SimDisk::default();
+    let (mut journal, _) = Journal::open(disk.clone(), small_config(1)).expect("open");
+    journal.write(&Batch { id: BatchId(0), ops: vec![Op::Identity(Bytes::from_static(b"me"))] }).expect("write");
+    (1..=120).for_each(|number| drop(journal.write(&batch(number)).expect("write")));
+    drop(journal);
+    let names = disk.list().expect("list");
+    let segments: Vec<&String> = names.iter().filter(|name| name.starts_with("segment")).collect();
+    assert!(segments.len() > 3);
+    disk.remove(segments[1]).expect("remove");
+    disk.sync_dir().expect("sync");
+    (disk, segments[1].clone())
+}
+
+fn is_suspect(recovered: &Recovered) -> bool {
+    recovered.groups.len() == 3
+        && recovered.groups.iter().all(|group| group.corruption.as_ref().is_some_and(|found| found.unknown))
+}
+
+/// A process that died, or was refused, between the opening and its member's first write made lost voters again.
+#[test]
+fn what_a_missing_segment_took_is_told_at_every_opening_until_the_member_has_taken_note_of_it() {
+    let (disk, _) = with_a_missing_segment();
+    for nonce in 2..5 {
+        let (recovered, _) = open(&disk, nonce);
+        assert!(recovered.forgetful && is_suspect(&recovered), "opening {nonce}");
+        assert_eq!(recovered.identity, Some(Bytes::from_static(b"me")));
+        let looked = inspect(&disk, Scrutiny::AsAtStart).expect("it can be looked at");
+        assert!(looked.forgetful && looked.is_damaged, "after opening {nonce}");
+    }
+    let (mut journal, _) = Journal::open(disk.clone(), small_config(5)).expect("open");
+    let noted = Bytes::from_static(b"me, forgetful");
+    journal.write(&Batch { id: BatchId(0), ops: vec![Op::Identity(noted.clone())] }).expect("write");
+    drop(journal);
+    let (recovered, _) = open(&disk, 6);
+    assert!(!recovered.forgetful, "it is the member's to know");
+    assert!(is_suspect(&recovered), "and the groups stay damaged");
+    assert_eq!(recovered.identity, Some(noted));
+}
+
+/// The list of a new segment's header is durable before the first batch, which says which groups are damaged.
+#[test]
+fn a_recovery_that_dies_at_any_point_does_not_hide_a_missing_segment() {
+    let (scene, gone) = with_a_missing_segment();
+    let mut openings = 0;
+    for calls in 0.. {
+        let disk = edited(&scene, "", |_| {});
+        disk.die_after(calls);
+        let died = Journal::open(disk.clone(), small_config(2)).map(drop).is_err();
+        disk.process_crash();
+        let (recovered, _) = open(&disk, 3);
+        assert!(recovered.forgetful && is_suspect(&recovered), "{gone} is missed after a death at call {calls}");
+        if !died {
+            break;
+        }
+        openings += 1;
+    }
+    assert!(openings > 5, "{openings} deaths");
 }
 
 #[test]
