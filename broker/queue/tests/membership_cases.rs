@@ -233,6 +233,16 @@ fn a_member_whose_place_nobody_can_take_is_not_let_go_and_nothing_changes() {
 }
 
 #[test]
+fn a_member_whose_run_was_declared_over_before_it_was_added_is_not_added() {
+    let mut group = cluster(3);
+    group.lead(MetaCommand::BootEnded { boot: BootId(777) });
+    let late = NewMember { uuid: "blank".into(), boot: Some(BootId(777)), ..member(2) };
+    assert!(refusal(&mut group, MetaCommand::AddMember { member: late }).contains("declared over"));
+    assert_eq!(group.machine.members().count(), 3, "a refusal changes nothing");
+    assert_eq!(group.machine.member(MemberId(2)).expect("a member").standing, Standing::Present);
+}
+
+#[test]
 fn a_blank_disk_under_an_old_name_takes_the_places_of_the_old_member_and_fences_it() {
     let mut group = cluster(3);
     let id = declare(&mut group, "q", 2);

@@ -8,8 +8,8 @@ use holdfast_queue::Machine;
 use holdfast_queue::arguments::Arguments;
 use holdfast_queue::ids::{BootId, GroupId, Incarnation, MemberId, QueueId, ReplicaId, SessionId};
 use holdfast_queue::meta::{
-    ExpectedMember, MetaCommand, MetaMachine, NewMember, Placement, Reborn, Recovery, SEEDED_GENERATION,
-    SOURCE_GENERATION,
+    ExpectedMember, MetaCommand, MetaEffect, MetaMachine, MetaReply, NewMember, Placement, Reborn, Recovery,
+    SEEDED_GENERATION, SOURCE_GENERATION, Standing,
 };
 use support::*;
 
@@ -145,4 +145,71 @@ fn a_queue_that_is_newer_than_the_metadata_is_taken_in_and_takes_its_name_from_o
     assert_eq!((found, info.placement), (QueueId(12), Placement::Replicated { group: GroupId(9) }));
     assert!(group.machine.queue(old).is_none() && group.machine.group(old_group).is_none());
     assert_eq!(group.machine.group(GroupId(9)).unwrap().voters, [replica(2, SOURCE_GENERATION)]);
+}
+
+fn answer(group: &mut Group<MetaMachine>, command: MetaCommand) -> MetaReply {
+    let effects = group.send(BootId(201), vec![command]);
+    let reply = effects.into_iter().find_map(|effect| match effect {
+        MetaEffect::Reply { reply, .. } => Some(reply),
+        _ => None,
+    });
+    reply.expect("a reply")
+}
+
+/// Members 2 and 3 are left of four, and member 2, which was to leave, has the copies of group 0 and of a queue's group.
+fn left_with_a_leaving_source() -> (Group<MetaMachine>, GroupId) {
+    let mut group = cluster();
+    let (_, id) = declare(&mut group, "kept");
+    group.lead(MetaCommand::AddMember { member: member(4) });
+    assert_eq!(answer(&mut group, MetaCommand::RetireMember { member: MemberId(2) }), MetaReply::Done);
+    let members = BTreeSet::from([MemberId(2), MemberId(3)]);
+    group.machine.recover(&Recovery { members, ..recovery(&[(META, reborn(2, 40)), (id, reborn(2, 8))]) });
+    assert_eq!(group.machine.member(MemberId(2)).unwrap().standing, Standing::Leaving);
+    group.lead(MetaCommand::BootStarted { member: MemberId(2), boot: BootId(201) });
+    (group, id)
+}
+
+#[test]
+fn a_member_that_was_to_leave_and_has_the_only_copy_hands_it_over_and_goes() {
+    let (mut group, id) = left_with_a_leaving_source();
+    let seeded = replica(3, SEEDED_GENERATION);
+    for id in [META, id] {
+        let info = group.machine.group(id).expect("a group");
+        assert_eq!(info.voters, [replica(2, SOURCE_GENERATION)], "group {id}");
+        assert_eq!((&info.target.voters, info.target.preferred_leader), (&vec![seeded], MemberId(3)), "group {id}");
+    }
+    let follows = &group.machine.group(META).unwrap().target.learners;
+    assert_eq!(*follows, [replica(2, SOURCE_GENERATION)], "it follows group 0 to the end");
+    let settled = |group, learners| MetaCommand::SetReplicas { group, voters: vec![seeded], learners, changed_at: 100 };
+    group.lead(settled(id, vec![]));
+    group.lead(settled(META, vec![replica(2, SOURCE_GENERATION)]));
+    assert_eq!(answer(&mut group, MetaCommand::RetireMember { member: MemberId(2) }), MetaReply::Done);
+    assert!(group.machine.group(META).unwrap().target.replica_on(MemberId(2)).is_none());
+}
+
+#[test]
+fn a_blank_disk_joins_in_the_place_of_a_lost_one_while_a_leaving_member_has_the_only_copy() {
+    let (mut group, id) = left_with_a_leaving_source();
+    let blank = NewMember { uuid: "uuid-blank".into(), boot: Some(BootId(601)), ..member(3) };
+    let reply = answer(&mut group, MetaCommand::AddMember { member: blank });
+    assert_eq!(reply, MetaReply::MemberAdded { member: MemberId(6) });
+    assert_eq!(group.machine.member(MemberId(3)).unwrap().standing, Standing::Replaced { by: MemberId(6) });
+    for id in [META, id] {
+        let voters = &group.machine.group(id).expect("a group").target.voters;
+        assert_eq!(voters.iter().map(|replica| replica.member).collect::<Vec<_>>(), [MemberId(6)], "group {id}");
+    }
+}
+
+#[test]
+fn where_every_member_that_is_left_was_to_leave_the_copy_waits_for_one_that_comes() {
+    let (mut group, id) = left_with_a_leaving_source();
+    group.machine.recover(&recovery(&[(META, reborn(2, 40)), (id, reborn(2, 8))]));
+    let voters = |group: &Group<MetaMachine>| {
+        let target = &group.machine.group(id).expect("a group").target.voters;
+        target.iter().map(|replica| replica.member).collect::<Vec<_>>()
+    };
+    assert_eq!(voters(&group), [MemberId(2)]);
+    let blank = NewMember { uuid: "uuid-blank".into(), boot: Some(BootId(601)), ..member(1) };
+    group.lead(MetaCommand::AddMember { member: blank });
+    assert_eq!(voters(&group), [MemberId(6)]);
 }

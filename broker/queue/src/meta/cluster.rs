@@ -7,6 +7,10 @@ use super::machine::{MetaMachine, Outcome};
 use super::state::{ClusterInfo, GroupInfo, MemberInfo, Placement};
 use crate::ids::{BootId, GroupId, Incarnation, MemberId, QueueId, SessionId};
 
+fn run_is_over() -> Refusal {
+    Refusal { code: 406, text: "this run of the member was declared over".to_owned() }
+}
+
 impl MetaMachine {
     /// The cluster, once it was made.
     pub fn cluster(&self) -> Option<&ClusterInfo> {
@@ -97,6 +101,10 @@ impl MetaMachine {
     }
 
     pub(super) fn add_member(&mut self, new: NewMember, changes: &mut Vec<Change>) -> Outcome {
+        // A refusal takes nothing back, so what can be refused is looked at first.
+        if new.boot.is_some_and(|boot| self.streams.has_ended(boot)) {
+            return Err(run_is_over());
+        }
         let known = self.member_by_uuid(&new.uuid);
         let id = known.unwrap_or_else(|| {
             self.last_member += 1;
@@ -143,7 +151,7 @@ impl MetaMachine {
             return Ok(MetaReply::Done);
         }
         if self.streams.has_ended(boot) {
-            return Err(Refusal { code: 406, text: "this run of the member was declared over".to_owned() });
+            return Err(run_is_over());
         }
         if let Some(before) = before {
             self.boot_ended(before, changes)?;

@@ -156,7 +156,8 @@ impl MetaMachine {
         self.groups.insert(id, group);
     }
 
-    /// Where the group is to be among the members that are left: its copy stays where it is.
+    /// Where the group is to be among the members that are left: its copy stays where it is, unless its member is to leave,
+    /// or the queue's policy wants it elsewhere. Then it hands it over, as ever.
     fn chosen_for(&self, id: GroupId, before: &GroupInfo, source: MemberId) -> Chosen {
         let mut wish = match id {
             GroupId::META => Wish { voters: META_VOTERS, learners: self.members.len(), ..Wish::default() },
@@ -166,13 +167,9 @@ impl MetaMachine {
         wish.keep.insert(0, source);
         wish.leader = Some(source);
         let mut chosen = placement::place(&self.members, &self.loads, &wish).unwrap_or_default();
-        if !chosen.voters.contains(&source) {
-            if chosen.voters.len() >= wish.voters {
-                chosen.voters.pop();
-            }
-            chosen.learners.retain(|member| *member != source);
-            chosen.voters.push(source);
-            chosen.leader = source;
+        if chosen.voters.is_empty() {
+            // Nobody stays who could take it: it waits where it is for a member that comes.
+            chosen = Chosen { voters: vec![source], learners: Vec::new(), leader: source };
         }
         if id == GroupId::META {
             // It is on every member, also on those that are to leave.

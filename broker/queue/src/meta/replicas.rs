@@ -42,9 +42,22 @@ impl MetaMachine {
         unsynchronised: Vec<Unsynchronised>,
         changes: &mut Vec<Change>,
     ) -> Result<(), Refusal> {
-        let Some(group) = self.groups.get(&id) else { return Err(refused(404, format!("no group {id}"))) };
+        if !self.groups.contains_key(&id) {
+            return Err(refused(404, format!("no group {id}")));
+        }
         self.check_target(id, &chosen)?;
-        let before = group.clone();
+        self.put_target(id, &chosen, unsynchronised, changes);
+        Ok(())
+    }
+
+    fn put_target(
+        &mut self,
+        id: GroupId,
+        chosen: &Chosen,
+        unsynchronised: Vec<Unsynchronised>,
+        changes: &mut Vec<Change>,
+    ) {
+        let Some(before) = self.groups.get(&id).cloned() else { return };
         let mut group = before.clone();
         let mut replica = |member: &MemberId| {
             let known = before.target.replica_on(*member);
@@ -59,7 +72,6 @@ impl MetaMachine {
         learners.sort_unstable();
         group.target = Target { voters, learners, preferred_leader: chosen.leader, unsynchronised };
         self.replace_group(id, &before, group, changes);
-        Ok(())
     }
 
     fn check_target(&self, id: GroupId, chosen: &Chosen) -> Result<(), Refusal> {
@@ -268,12 +280,14 @@ impl MetaMachine {
                 member.standing = Standing::Replaced { by: new };
             }
             changes.push(Change::Member { member: old });
-            self.move_replicas(old, new, changes)?;
+            self.move_replicas(old, new, changes);
         }
         Ok(())
     }
 
-    fn move_replicas(&mut self, from: MemberId, to: MemberId, changes: &mut Vec<Change>) -> Result<(), Refusal> {
+    /// One present member takes the places of another. Whatever else the targets name stays as it is: it is no reason to
+    /// refuse the new disk, which is in the cluster already.
+    fn move_replicas(&mut self, from: MemberId, to: MemberId, changes: &mut Vec<Change>) {
         let concerned = |(id, group): (&GroupId, &GroupInfo)| {
             (*id != GroupId::META && group.target.replica_on(from).is_some()).then_some(*id)
         };
@@ -290,9 +304,9 @@ impl MetaMachine {
             chosen.learners.sort_unstable();
             chosen.learners.dedup();
             chosen.voters.dedup();
-            self.set_target(id, chosen, changes)?;
+            let unsynchronised = self.groups.get(&id).map(|group| self.still_unsynchronised(group, &chosen));
+            self.put_target(id, &chosen, unsynchronised.unwrap_or_default(), changes);
         }
         self.move_unsynchronised(from, Some(to), changes);
-        Ok(())
     }
 }

@@ -121,7 +121,8 @@ impl MetaMachine {
         }
     }
 
-    /// A member has come: groups that wait for one, or want them all, are to spread to it.
+    /// A member has come: groups that wait for one, or want them all, are to spread to it. Those that a forced recovery had
+    /// to leave on a member that is to go wait for one too.
     pub(super) fn retarget_hungry(&mut self, changes: &mut Vec<Change>) {
         let hungry = |(id, group): (&GroupId, &GroupInfo)| {
             if *id == GroupId::META {
@@ -130,6 +131,8 @@ impl MetaMachine {
             let wish = self.wish_for_group(&self.members, group);
             let named = |among: BTreeSet<MemberId>| group.target.voters.iter().any(|it| !among.contains(&it.member));
             let misplaced = wish.among.as_ref().is_some_and(|among| named(among.clone()));
+            let stays = |id: &MemberId| self.members.get(id).is_some_and(|it| it.standing == Standing::Present);
+            let misplaced = misplaced || group.target.replicas().any(|replica| !stays(&replica.member));
             let wanted = group.target.voters.len() + group.target.unsynchronised.len();
             (misplaced || wanted < wish.voters.min(count_present(&self.members))).then_some(*id)
         };
