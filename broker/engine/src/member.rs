@@ -280,6 +280,7 @@ impl<R: EntryReader> Member<R> {
                 self.event(Severity::Error, format!("{key} was not restored: {error}"));
             }
         }
+        self.note_metadata_generation();
         let Some(host) = self.host.as_ref() else { return };
         let commits: Vec<_> = host.groups().filter_map(|group| Some((group, host.status(group)?.commit))).collect();
         self.ready_at.extend(commits);

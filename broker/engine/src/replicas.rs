@@ -260,6 +260,17 @@ impl<R: EntryReader> Member<R> {
         }
     }
 
+    /// The records of a new replica of group 0 are durable before the identity that names it, and a crash may have come
+    /// between them. Should this one be damaged later, a replica under its name must not begin again with nothing.
+    pub(crate) fn note_metadata_generation(&mut self) {
+        let here = self.host.as_ref().and_then(|host| host.generation(GroupId::META)).flatten();
+        let Some(own) = self.identity.membership.as_mut() else { return };
+        if let Some(generation) = here.filter(|generation| *generation > own.meta_generation) {
+            own.meta_generation = generation;
+            self.write_identity(AfterIdentity::Nothing);
+        }
+    }
+
     /// Group 0's leader has let the damaged replica go: another one begins with nothing.
     pub(crate) fn rejoin_metadata(&mut self, generation: u32) {
         let damaged = self.is_metadata_lost();

@@ -302,6 +302,40 @@ fn a_replica_that_is_back_with_damage_is_in_sync_only_after_another_has_taken_it
     assert_eq!(in_sync(&mut cluster), Some(3), "{:#?}", cluster.events);
 }
 
+/// Which of the member's replicas of group 0 is here.
+fn metadata_generation(cluster: &Cluster, at: usize) -> Option<u32> {
+    cluster.member(at).host().and_then(|host| host.generation(GroupId::META)).flatten()
+}
+
+/// The new replica's records are durable before the identity is: a crash can come between them.
+#[test]
+fn a_replica_of_the_metadata_that_was_made_just_before_a_crash_is_never_made_a_second_time_as_what_it_was() {
+    let mut cluster = Cluster::ready(3);
+    let at = 2;
+    let first = metadata_generation(&cluster, at).expect("a replica");
+    cluster.kill(at);
+    let identity = cluster.stored_identity(at);
+    cluster.restart(at, lose_records);
+    let renewed = |cluster: &Cluster, above: u32| {
+        cluster.member(at).ready() && metadata_generation(cluster, at).is_some_and(|generation| generation > above)
+    };
+    cluster.wait("another replica", |cluster| renewed(cluster, first));
+    let second = metadata_generation(&cluster, at).expect("a replica");
+    cluster.kill(at);
+    cluster.store_identity(at, identity);
+    cluster.restart(at, |_| ());
+    cluster.wait("it goes on with that", |cluster| cluster.member(at).ready());
+    assert_eq!(metadata_generation(&cluster, at), Some(second));
+    cluster.run(Duration::from_secs(11));
+    cluster.kill(at);
+    cluster.events.clear();
+    cluster.restart(at, lose_records);
+    cluster.wait("a third one", |cluster| renewed(cluster, second));
+    let fetched = |text: &&String| text.contains("it is fetched anew");
+    let fetched: Vec<&String> = cluster.events.iter().filter(fetched).collect();
+    assert!(fetched.len() == 1 && fetched[0].ends_with(&format!("({})", second + 1)), "{fetched:?}");
+}
+
 #[test]
 fn a_member_that_applies_nothing_delays_declares_by_one_lease_at_most() {
     let mut cluster = Cluster::ready(3);

@@ -1,8 +1,9 @@
 //! Members die, come back on damaged disks, and lose touch.
 
+use bytes::Bytes;
 use holdfast_engine::identity::{IdentityError, MemberUuid};
 use holdfast_engine::{Budgets, Input, Member, MemberConfig, Start};
-use holdfast_journal::Recovered;
+use holdfast_journal::{Batch, Op, Recovered};
 use holdfast_queue::ids::BootId;
 use holdfast_queue::time::Instant;
 use holdfast_replica::HostConfig;
@@ -108,6 +109,16 @@ impl Cluster {
         }
         self.settle();
         Ok(())
+    }
+
+    /// Who the member on this disk is.
+    pub fn stored_identity(&self, at: usize) -> Bytes {
+        self.disks[at].recover().identity.expect("it has one")
+    }
+
+    /// Writes that to the disk of a killed member.
+    pub fn store_identity(&self, at: usize, identity: Bytes) {
+        let _ = self.disks[at].write(Batch { ops: vec![Op::Identity(identity)], ..Batch::default() });
     }
 
     /// Writes of this member's disk take until [`Cluster::resume_disk`].
