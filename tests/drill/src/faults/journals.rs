@@ -73,6 +73,9 @@ pub async fn flip_and_campaign(run: &mut Run) -> Result<()> {
     Ok(())
 }
 
+/// Damage that needs a checkpoint.
+const CHECKPOINTS: &str = "a bit of each checkpoint file";
+
 /// The member is whole again by itself; or it says why it cannot start, and is given an empty volume, as it asks for.
 async fn mend(run: &mut Run, struck: usize, what: &str) -> Result<()> {
     let began = Instant::now();
@@ -105,11 +108,25 @@ async fn change_files(run: &mut Run, kinds: &[(&str, Damage)]) -> Result<()> {
     for (number, (what, damage)) in kinds.iter().enumerate() {
         let struck = number % run.cluster.members.len();
         wait_for_sealed_segment(run, struck).await?;
+        if *what == CHECKPOINTS {
+            wait_for_checkpoint(run, struck).await?;
+        }
         run.cluster.members[struck].kill().await?;
         let files = JournalFiles::of(run.cluster.members[struck].volume.path());
         damage(&files, &mut run.rng).with_context(|| (*what).to_owned())?;
         run.cluster.members[struck].start()?;
         mend(run, struck, what).await?;
+    }
+    Ok(())
+}
+
+/// Small checkpoints are records of the log, that of the metadata here too; a queue's becomes a file once it has grown.
+async fn wait_for_checkpoint(run: &mut Run, member: usize) -> Result<()> {
+    let files = JournalFiles::of(run.cluster.members[member].volume.path());
+    let end = Instant::now() + Duration::from_secs(120);
+    while files.checkpoints()?.is_empty() {
+        anyhow::ensure!(Instant::now() < end, "drill-{member} stored no checkpoint within 120 s");
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
     Ok(())
 }
@@ -125,13 +142,12 @@ async fn wait_for_sealed_segment(run: &Run, member: usize) -> Result<()> {
 }
 
 pub async fn flips(run: &mut Run) -> Result<()> {
-    let kinds: [(&str, Damage); 5] = [
+    let kinds: [(&str, Damage); 4] = [
         ("a bit of a sealed segment", |files, rng| flip_somewhere(&files.sealed_segment()?, rng)),
-        ("a bit of each queue's checkpoint", |files, rng| {
-            files.checkpoints()?.iter().skip(1).try_for_each(|file| flip_somewhere(file, rng))
-        }),
-        ("a bit of the metadata's checkpoint", |files, rng| {
-            flip_somewhere(files.checkpoints()?.first().context("a checkpoint")?, rng)
+        (CHECKPOINTS, |files, rng| {
+            let all = files.checkpoints()?;
+            anyhow::ensure!(!all.is_empty(), "there is no checkpoint to damage");
+            all.iter().try_for_each(|file| flip_somewhere(file, rng))
         }),
         ("a bit of one copy of the identity", |files, rng| {
             flip_somewhere(files.identities()?.first().context("an identity")?, rng)
