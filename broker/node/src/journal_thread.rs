@@ -11,7 +11,7 @@ use holdfast_journal::{Batch, Chore, Done, FileSystem, Journal, JournalError, Op
 
 use crate::failure::{ExitKind, Failure};
 use crate::inbox::{Arrival, Lane};
-use crate::journal_pause::JournalPause;
+use crate::journal_pause::{JournalPause, NoStandstill, Standstill};
 use crate::metrics::NodeMetrics;
 
 /// Batches and bytes that one write takes; what is over waits for the next.
@@ -56,13 +56,18 @@ pub struct JournalBrake {
 
 impl JournalBrake {
     /// The journal writes nothing for so long at least. False if it did not come to that in time. Blocks.
-    pub fn hold(&self, at_least: Duration) -> bool {
-        self.pause.hold(at_least, || drop(self.queue.send(Work::Pause)))
+    pub fn freeze(&self, at_least: Duration) -> bool {
+        self.pause.freeze(at_least, || drop(self.queue.send(Work::Pause)))
     }
 
-    /// How long, and its end.
-    pub fn pause(&self) -> &JournalPause {
-        &self.pause
+    /// Ends a freeze; see [`JournalPause::thaw`].
+    pub fn thaw(&self) -> bool {
+        self.pause.thaw()
+    }
+
+    /// The journal writes nothing until what this gives is dropped, and for so long at most. Blocks.
+    pub fn stand_still_for(&self, within: Duration) -> Result<Standstill, NoStandstill> {
+        self.pause.stand_still_for(within, || drop(self.queue.send(Work::Pause)))
     }
 }
 

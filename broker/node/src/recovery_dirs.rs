@@ -125,6 +125,12 @@ impl StoppedDir {
         sync_dir(self.path())
     }
 
+    /// Removes what was prepared and is not to count. What cannot be removed is in nobody's way: the next one is made in
+    /// its place.
+    pub fn discard(&self, prepared: &Path) {
+        let _ = std::fs::remove_dir_all(prepared);
+    }
+
     fn make_journal(&self, at: &Path, plan: &Plan, record: &Record) -> Result<(), Failure> {
         let (found, reader) = read(&self.path)?;
         let files = RealFileSystem::new(at).map_err(|error| io_trouble(at, "cannot be made", error))?;

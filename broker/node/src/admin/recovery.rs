@@ -4,8 +4,8 @@
 //!
 //! | path | does |
 //! |---|---|
-//! | `POST /v1/recovery/freeze` | `{"seconds": 300}`: nothing becomes durable for so long, so that the plan stays true; 0 ends it |
-//! | `GET /v1/recovery/survey` | what this member's disk holds |
+//! | `POST /v1/recovery/freeze` | `{"seconds": 300}`: nothing becomes durable for so long, so that the plan stays true; 0 ends it, but not under a survey or an apply |
+//! | `GET /v1/recovery/survey` | what this member's disk holds; one survey or apply at a time |
 //! | `POST /v1/recovery/plan` | `{"found": [surveys of all members that are left]}`: the plan and its hash |
 //! | `POST /v1/recovery/apply` | `{"planHash": …, "nonce": "16 hex digits", "found": […]}`: this member's part of it |
 
@@ -27,6 +27,7 @@ use serde_json::json;
 use super::routes::{Admin, Answer, Refusal, parse, surprise};
 use crate::failure::{ExitKind, Failure};
 use crate::inbox::Inbox;
+use crate::journal_pause::{NoStandstill, Standstill};
 use crate::journal_thread::JournalBrake;
 use crate::recovery_dirs::{StoppedDir, Surveyed};
 use crate::recovery_plan::HashedPlan;
@@ -90,6 +91,10 @@ fn failed(failure: Failure) -> Refusal {
     Refusal::new(AdminErrorKind::Unavailable, failure.problem, failure.remedy)
 }
 
+fn busy() -> Refusal {
+    conflict("a survey or an apply is under way in this member", "ask again when it is done")
+}
+
 impl Recovery {
     /// A member that is in touch with a majority needs no recovery, and must not stand still.
     async fn refuse_quorum(&self, headers: &HeaderMap) -> Result<(), Refusal> {
@@ -103,37 +108,39 @@ impl Recovery {
         }
     }
 
-    /// Does `work` on the directory while nothing is written to its journal. A freeze that was in force goes on.
+    /// Does `work` on the directory while nothing is written to its journal, nor other work done there. A freeze that is
+    /// in force goes on. The work goes on when the caller does not wait for it any more.
     async fn standing_still<T: Send + 'static>(
         self: &Arc<Self>,
-        work: impl FnOnce(&Self, StoppedDir) -> Result<T, Refusal> + Send + 'static,
+        work: impl FnOnce(&Self, StoppedDir, &Standstill) -> Result<T, Refusal> + Send + 'static,
     ) -> Result<T, Refusal> {
         let this = Arc::clone(self);
         let done = tokio::task::spawn_blocking(move || {
-            let before = this.brake.pause().left();
-            let worked = match this.brake.hold(WORK_WITHIN) {
-                true => this.work_on_dir(work),
-                false => Err(Refusal::new(
+            let standstill = this.brake.stand_still_for(WORK_WITHIN).map_err(|error| match error {
+                NoStandstill::Busy => busy(),
+                NoStandstill::Stuck => Refusal::new(
                     AdminErrorKind::Unavailable,
                     "the journal does not come to a standstill",
                     "its disk may be stuck; try again",
-                )),
-            };
-            this.brake.pause().shorten_to(before);
-            worked
+                ),
+            })?;
+            let dir = StoppedDir::paused(this.admin.data_dir()).map_err(failed)?;
+            let dir =
+                dir.ok_or_else(|| conflict("this member belongs to no cluster yet", "leave it out: it joins anew"))?;
+            work(&this, dir, &standstill)
         });
         done.await.map_err(|_| surprise())?
     }
 
-    fn work_on_dir<T>(&self, work: impl FnOnce(&Self, StoppedDir) -> Result<T, Refusal>) -> Result<T, Refusal> {
-        let dir = StoppedDir::paused(self.admin.data_dir()).map_err(failed)?;
-        let dir =
-            dir.ok_or_else(|| conflict("this member belongs to no cluster yet", "leave it out: it joins anew"))?;
-        work(self, dir)
-    }
-
     /// This member's part. True if it was done before.
-    fn apply(&self, dir: &StoppedDir, made: &HashedPlan, nonce: u64, found: &[Surveyed]) -> Result<bool, Refusal> {
+    fn apply(
+        &self,
+        dir: &StoppedDir,
+        standstill: &Standstill,
+        made: &HashedPlan,
+        nonce: u64,
+        found: &[Surveyed],
+    ) -> Result<bool, Refusal> {
         if dir.surveyed.before(&made.hash).is_some() {
             return Ok(true);
         }
@@ -148,7 +155,14 @@ impl Recovery {
         }
         let prepared = dir.prepare(&made.plan, &made.hash, nonce).map_err(failed)?;
         // Whatever comes of it: what this process knows and what is on the disk may differ from here on.
-        self.brake.pause().never_resume();
+        if !standstill.never_resume() {
+            dir.discard(&prepared);
+            let error = format!("making the new journal took more than {} seconds", WORK_WITHIN.as_secs());
+            return Err(conflict(
+                format!("{error}, and this member went on meanwhile: nothing was changed"),
+                "stop the member and recover its directory with `holdfast-broker recover apply`",
+            ));
+        }
         let exchanged = dir.exchange(&prepared);
         let end_process = self.end_process;
         let end = match &exchanged {
@@ -176,12 +190,14 @@ async fn freeze(State(recovery): Shared, headers: HeaderMap, body: Bytes) -> Ans
         return Err(Refusal::new(AdminErrorKind::BadRequest, error, hint));
     }
     if wanted.is_zero() {
-        recovery.brake.pause().shorten_to(None);
+        if !recovery.brake.thaw() {
+            return Err(busy());
+        }
         return Ok(axum::Json(json!({ "frozenForSeconds": 0 })).into_response());
     }
     recovery.refuse_quorum(&headers).await?;
     let this = Arc::clone(&recovery);
-    match tokio::task::spawn_blocking(move || this.brake.hold(wanted)).await {
+    match tokio::task::spawn_blocking(move || this.brake.freeze(wanted)).await {
         Ok(true) => Ok(axum::Json(json!({ "frozenForSeconds": seconds })).into_response()),
         Ok(false) => Err(conflict("the journal does not come to a standstill", "its disk may be stuck; try again")),
         Err(_) => Err(surprise()),
@@ -190,7 +206,7 @@ async fn freeze(State(recovery): Shared, headers: HeaderMap, body: Bytes) -> Ans
 
 async fn survey(State(recovery): Shared, headers: HeaderMap) -> Answer {
     recovery.refuse_quorum(&headers).await?;
-    let surveyed = recovery.standing_still(|_, dir| Ok(dir.surveyed)).await?;
+    let surveyed = recovery.standing_still(|_, dir, _| Ok(dir.surveyed)).await?;
     Ok(axum::Json(surveyed).into_response())
 }
 
@@ -220,6 +236,9 @@ async fn apply(State(recovery): Shared, headers: HeaderMap, body: Bytes) -> Answ
         return Err(conflict(error, "make the plan of these surveys first, and read it"));
     }
     let epoch = made.plan.next_epoch();
-    let before = recovery.standing_still(move |this, dir| this.apply(&dir, &made, nonce, &found)).await?;
+    let part = move |this: &Recovery, dir: StoppedDir, standstill: &Standstill| {
+        this.apply(&dir, standstill, &made, nonce, &found)
+    };
+    let before = recovery.standing_still(part).await?;
     Ok(axum::Json(json!({ "epoch": epoch, "doneBefore": before })).into_response())
 }

@@ -555,6 +555,23 @@ async fn a_member_that_runs_without_a_majority_is_recovered_through_its_admin_ap
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn surveys_that_are_asked_for_at_once_leave_no_freeze_behind() {
+    const SURVEY: &str = "/v1/recovery/survey";
+    let mut members = Members::found(2).await;
+    members.declare(0, QUEUE, 2).await;
+    members.publish(0, QUEUE, 0..10).await;
+    members.kill(1);
+    eventually("the member to know that it has no majority", || members.get(0, SURVEY)).await;
+    // As a caller does that gave up and asks again.
+    let ask = || members.get(0, SURVEY);
+    let (first, second, third, fourth) = tokio::join!(ask(), ask(), ask(), ask());
+    assert!([first, second, third, fourth].iter().any(Option::is_some), "one of them is answered");
+    members.start(1);
+    members.publish(0, QUEUE, 10..20).await;
+    assert_eq!(members.drain(1, QUEUE).await, numbers(0..20));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_frozen_member_acknowledges_nothing_until_it_is_let_go() {
     let mut members = Members::found(2).await;
     members.declare(0, QUEUE, 2).await;
