@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::clock::random_u64;
 use crate::failure::{ExitKind, Failure};
 use crate::recovery_dirs::{StoppedDir, Surveyed};
-use crate::recovery_plan::HashedPlan;
+use crate::recovery_plan::{HashedPlan, nonce_of};
 
 /// What to do.
 #[derive(Debug, Subcommand)]
@@ -32,7 +32,8 @@ pub enum RecoverCommand {
         /// The hash that `plan` printed. Nothing happens if the disks come to another plan now.
         #[arg(long, value_name = "HASH")]
         plan_hash: String,
-        /// Where other disks are surveyed from files: the number that the first apply printed, so that all parts are one.
+        /// The number that tells this recovery from any other, the same for all of its parts. Without it one is drawn; where
+        /// disks of the plan are elsewhere, it follows from the plan, so that every place comes to the same.
         #[arg(long, value_name = "HEX", value_parser = parse_hex)]
         nonce: Option<u64>,
     },
@@ -109,6 +110,8 @@ struct Planned {
     plan: Plan,
     hash: String,
     dirs: Vec<StoppedDir>,
+    /// The number that the plan was begun under, as one of the disks or surveys tells.
+    begun_under: Option<u64>,
     /// Directories that belong to no cluster.
     blank: Vec<PathBuf>,
 }
@@ -128,7 +131,8 @@ impl Planned {
             found.push(read_survey(path)?);
         }
         let HashedPlan { plan, hash } = HashedPlan::make(&found, begun).map_err(no_plan)?;
-        Ok(Self { plan, hash, dirs, blank })
+        let begun_under = found.iter().find_map(|one| Some(one.before(&hash)?.nonce));
+        Ok(Self { plan, hash, dirs, begun_under, blank })
     }
 
     fn goes_on(&self, dir: &StoppedDir) -> bool {
@@ -146,17 +150,11 @@ impl Planned {
         if !self.plan.is_needed {
             return Ok(Applied::default());
         }
-        let drawn = || random_u64().map_err(|error| Failure::new(ExitKind::Internal, error.to_string(), "try again"));
-        let earlier = self.dirs.iter().find_map(|dir| Some(dir.surveyed.before(plan_hash)?.nonce));
-        let nonce = match (earlier, nonce) {
-            (Some(earlier), Some(given)) if earlier != given => {
-                let problem = format!("this recovery was begun under --nonce {earlier:016x}, not {given:016x}");
-                return Err(Failure::new(ExitKind::Config, problem, "give that one"));
-            }
-            (Some(known), _) | (None, Some(known)) => known,
-            (None, None) => drawn()?,
-        };
-        let mut applied = Applied { nonce, ..Applied::default() };
+        let done = |uuid: &str| self.dirs.iter().any(|dir| dir.surveyed.survey.uuid == uuid);
+        let elsewhere = self.plan.disks.iter().filter(|disk| disk.role == Role::GoesOn && !done(&disk.uuid));
+        let elsewhere: Vec<String> = elsewhere.map(|disk| name_of(disk.name.as_deref(), disk.member)).collect();
+        let nonce = self.nonce(nonce, !elsewhere.is_empty())?;
+        let mut applied = Applied { nonce, elsewhere, ..Applied::default() };
         let mut todo: Vec<&StoppedDir> = self.dirs.iter().filter(|dir| self.goes_on(dir)).collect();
         // The metadata last: without it nothing of the new epoch can serve before every other part is there.
         todo.sort_by_key(|dir| dir.surveyed.survey.member == self.plan.metadata().source);
@@ -171,10 +169,24 @@ impl Planned {
             };
             applied.dirs.push((dir.path().to_path_buf(), aside));
         }
-        let done = |uuid: &str| self.dirs.iter().any(|dir| dir.surveyed.survey.uuid == uuid);
-        let elsewhere = self.plan.disks.iter().filter(|disk| disk.role == Role::GoesOn && !done(&disk.uuid));
-        applied.elsewhere = elsewhere.map(|disk| name_of(disk.name.as_deref(), disk.member)).collect();
         Ok(applied)
+    }
+
+    /// The number that all parts of this recovery share. Where all of them are here it is drawn, so that the same plan
+    /// carried out on copies of these disks, as an exercise may do, makes another recovery, and the two refuse each other.
+    /// Where parts are elsewhere, whoever carries them out must come to the same number without being told.
+    fn nonce(&self, given: Option<u64>, parts_are_elsewhere: bool) -> Result<u64, Failure> {
+        match (self.begun_under, given) {
+            (Some(begun), Some(given)) if begun != given => {
+                let problem = format!("this recovery was begun under --nonce {begun:016x}, not {given:016x}");
+                Err(Failure::new(ExitKind::Config, problem, "give that one"))
+            }
+            (Some(known), _) | (None, Some(known)) => Ok(known),
+            (None, None) if parts_are_elsewhere => Ok(nonce_of(&self.hash)),
+            (None, None) => {
+                random_u64().map_err(|error| Failure::new(ExitKind::Internal, error.to_string(), "try again"))
+            }
+        }
     }
 
     fn as_json(&self) -> Value {

@@ -45,6 +45,13 @@ impl HashedPlan {
     }
 }
 
+/// The number of a recovery that is carried out in several places, none of which knows what another one drew. Plans of other
+/// disks, or of the same disks in another state, have another hash, so those recoveries are told apart all the same.
+pub fn nonce_of(plan_hash: &str) -> u64 {
+    let hash = Sha256::digest(format!("nonce of {plan_hash}"));
+    hash.iter().take(8).fold(0, |nonce, byte| nonce << 8 | u64::from(*byte))
+}
+
 /// A recovery that some of the directories have behind them, and others that are parts of it have not.
 fn unfinished(found: &[Surveyed]) -> Option<String> {
     let lacks = |record: &&Record| {

@@ -493,14 +493,17 @@ async fn a_recovery_whose_parts_are_apart_serves_nothing_until_all_are_applied_a
     let name = &disks.iter().find(|disk| disk["member"] == *source).unwrap()["name"];
     let metadata_on = members.members.iter().position(|member| name == member.name.as_str()).unwrap();
     let other = 5 - metadata_on;
-    let survey = survey_of(&members, metadata_on);
+    let (survey, others_survey) = (survey_of(&members, metadata_on), survey_of(&members, other));
     let args = ["--plan-hash", hash, "--survey", &survey, "--output", "json"];
     let output = members.recover("apply", &[other], &args);
     let applied: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
     assert_eq!(applied["elsewhere"].as_array().map(Vec::len), Some(1), "{applied:#}");
     // A plan that is made now goes on with the one that was begun.
     assert_eq!(members.plan(&[2, 3])["planHash"], hash);
-    members.apply(&[2, 3], &plan);
+    // The other place knows nothing of what the first one did.
+    let args = ["--plan-hash", hash, "--survey", &others_survey];
+    let output = members.recover("apply", &[metadata_on], &args);
+    assert!(output.status.success(), "{output:?}");
     let again = members.recover("apply", &[2, 3], &["--plan-hash", hash]);
     assert!(again.status.success() && text(&again).contains("was done before"), "{again:?}");
     members.start(2);
