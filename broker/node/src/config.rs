@@ -14,6 +14,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use holdfast_engine::MOST_WORKERS;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -152,6 +153,9 @@ pub struct Limits {
     pub memory_high_watermark_bytes: Option<u64>,
     /// While less than this is free on the data directory's disk, publishers wait, in bytes. Default: four segments.
     pub disk_free_limit_bytes: Option<u64>,
+    /// Workers that share the Raft groups, each with a thread for when there is much to do. Default: one for every two
+    /// cores, and at most four.
+    pub workers: Option<usize>,
 }
 
 impl Default for Limits {
@@ -163,6 +167,7 @@ impl Default for Limits {
             journal_segment_mib: 64,
             memory_high_watermark_bytes: None,
             disk_free_limit_bytes: None,
+            workers: None,
         }
     }
 }
@@ -243,6 +248,12 @@ impl Config {
             "limits.memoryHighWatermarkBytes",
             "is 0, so nobody could ever publish",
             "write a number of bytes, or leave the key out",
+        )?;
+        need(
+            self.limits.workers.is_none_or(|workers| (1..=MOST_WORKERS).contains(&workers)),
+            "limits.workers",
+            "is out of range",
+            &format!("write a number from 1 to {MOST_WORKERS}, or leave the key out"),
         )?;
         need(
             (1..=1024).contains(&self.limits.journal_segment_mib),
@@ -388,6 +399,7 @@ tls: {ca: /tls/ca.crt, cert: /tls/tls.crt, key: /tls/tls.key}
             ("dataDir: /var/lib/holdfast\n", "", "missing field `dataDir`", "correct"),
             ("/var/lib/holdfast", "\"\"", "dataDir: `` is not an absolute path", "volume is mounted"),
             ("tls:", "limits: {connections: -1}\ntls:", "limits.connections: ", "correct that key"),
+            ("tls:", "limits: {workers: 0}\ntls:", "limits.workers: ", "from 1 to 64, or leave the key out"),
             ("key: /tls/tls.key}", "key: /tls/tls.key", "not valid YAML", "at the place shown"),
         ];
         for (from, to, problem, remedy) in cases {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use holdfast_engine::admin::{AdminError, AdminReply};
 use holdfast_engine::{AdminRequestId, ConnId, Input, LinkId, Member, Output, PasswordToken};
-use holdfast_journal::EntryReader;
+use holdfast_journal::{Batch, EntryReader};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
@@ -63,6 +63,8 @@ pub struct Core<R: EntryReader> {
     links: HashMap<LinkId, Link>,
     admin: HashMap<AdminRequestId, oneshot::Sender<Result<AdminReply, AdminError>>>,
     next_admin: u64,
+    /// What this round wants written.
+    batches: Vec<Batch>,
     /// Destinations with bytes from this round.
     touched_clients: Vec<ConnId>,
     touched_links: Vec<LinkId>,
@@ -90,6 +92,7 @@ impl<R: EntryReader> Core<R> {
             links: HashMap::new(),
             admin: HashMap::new(),
             next_admin: 0,
+            batches: Vec::new(),
             touched_clients: Vec::new(),
             touched_links: Vec::new(),
             counters_at: std::time::Instant::now(),
@@ -138,8 +141,7 @@ impl<R: EntryReader> Core<R> {
     fn round(&mut self, arrivals: &mut Vec<Held>) -> Option<Ended> {
         let (now, wall) = (self.doors.clock.now(), wall_ms());
         for held in arrivals.drain(..) {
-            let input = self.admit(held.arrival);
-            self.member.handle(now, wall, input);
+            self.take(held.arrival, now, wall);
         }
         if now >= self.member.next_deadline() {
             self.member.tick(now, wall);
@@ -159,12 +161,15 @@ impl<R: EntryReader> Core<R> {
         ended
     }
 
-    /// Keeps the way back of a new connection, and turns an arrival into the member's input.
-    fn admit(&mut self, arrival: Arrival) -> Input {
-        match arrival {
-            Arrival::Written { report, at } => {
+    /// Keeps the way back of a new connection, and gives an arrival to the member.
+    fn take(&mut self, arrival: Arrival, now: holdfast_queue::time::Instant, wall_ms: u64) {
+        let input = match arrival {
+            Arrival::Written { reports, at } => {
                 self.doors.metrics.journal_report_seconds.observe(at.elapsed().as_secs_f64());
-                Input::Written(report)
+                for report in reports {
+                    self.member.handle(now, wall_ms, Input::Written(report));
+                }
+                return;
             }
             Arrival::Client { conn, peer, plain_port, handle } => {
                 self.clients.insert(conn, Client { handle, pending: Vec::new() });
@@ -188,7 +193,8 @@ impl<R: EntryReader> Core<R> {
                 }
                 input
             }
-        }
+        };
+        self.member.handle(now, wall_ms, input);
     }
 
     fn carry_out(&mut self, output: Output) {
@@ -231,7 +237,7 @@ impl<R: EntryReader> Core<R> {
                 self.doors.peers.dial(address);
             }
             Output::Undial { address } => self.doors.peers.undial(&address),
-            Output::Journal(batch) => self.doors.journal.submit(batch),
+            Output::Journal(batch) => self.batches.push(batch),
             Output::CheckPassword { token, hash, password } => self.check_password(token, hash, password),
             Output::AdminReply { request, reply } => {
                 if let Some(waiting) = self.admin.remove(&request) {
@@ -251,8 +257,11 @@ impl<R: EntryReader> Core<R> {
         });
     }
 
-    /// Gives each socket what this round made for it.
+    /// Gives the journal and each socket what this round made for them.
     fn hand_over(&mut self) {
+        if !self.batches.is_empty() {
+            self.doors.journal.submit(std::mem::take(&mut self.batches));
+        }
         for conn in self.touched_clients.drain(..) {
             if let Some(client) = self.clients.get_mut(&conn)
                 && !client.pending.is_empty()

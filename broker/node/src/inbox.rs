@@ -28,8 +28,8 @@ const UNIT_BYTES: usize = 1024;
 pub enum Arrival {
     /// An input, as it is.
     Input(Input),
-    /// What the journal has written, and since when it is durable.
-    Written { report: Written, at: Instant },
+    /// What the journal has written with one sync, in order, and since when it is durable.
+    Written { reports: Vec<Written>, at: Instant },
     /// A client connection and the way back to it.
     Client { conn: ConnId, peer: String, plain_port: bool, handle: ClientHandle },
     /// A link and the way back to it.

@@ -31,7 +31,8 @@ const FIRST_SCRUB: Duration = Duration::from_secs(3600);
 
 /// What the journal's thread waits for.
 enum Work {
-    Write(Batch, u64, Instant),
+    /// The batches of one round of the core, and their bytes.
+    Write(Vec<Batch>, u64, Instant),
     /// A chore is done; its outcome is in a channel of its own.
     ChoreDone,
     /// Somebody wants the journal to stand still.
@@ -77,12 +78,12 @@ impl JournalHandle {
         JournalBrake { queue: self.queue.clone(), pause: self.pause.clone() }
     }
 
-    /// Hands a batch over, in order.
-    pub fn submit(&self, batch: Batch) {
-        let bytes = size_bytes(&batch);
+    /// Hands over the batches of a round, in order; one sync makes all of them durable.
+    pub fn submit(&self, batches: Vec<Batch>) {
+        let bytes = batches.iter().map(size_bytes).sum();
         self.metrics.journal_backlog_bytes.fetch_add(bytes, Ordering::Relaxed);
         // The thread is gone only when the journal failed, and then the process is about to end.
-        let _ = self.queue.send(Work::Write(batch, bytes, Instant::now()));
+        let _ = self.queue.send(Work::Write(batches, bytes, Instant::now()));
     }
 
     /// Bytes handed over and not yet durable.
@@ -171,9 +172,9 @@ impl<F: FileSystem> Writer<F> {
             };
             while let Some(one) = next.take() {
                 match one {
-                    Work::Write(batch, more, since) => {
+                    Work::Write(mut batches, more, since) => {
                         waiting_since.get_or_insert(since);
-                        together.push(batch);
+                        together.append(&mut batches);
                         bytes += more;
                     }
                     Work::ChoreDone => {}
@@ -213,8 +214,7 @@ impl<F: FileSystem> Writer<F> {
         self.metrics.journal_backlog_bytes.fetch_sub(bytes, Ordering::Relaxed);
         together.clear();
         let at = Instant::now();
-        let mut reports = written.into_iter();
-        Ok(reports.all(|report| self.inbox.send_blocking(Arrival::Written { report, at }).is_ok()))
+        Ok(self.inbox.send_blocking(Arrival::Written { reports: written, at }).is_ok())
     }
 
     /// Chores make and change files too, so none is under way meanwhile.

@@ -7,8 +7,8 @@
 //!                          ▲──────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! Sockets live on a small tokio runtime; the member on one thread of its own ([`core`]); the journal on another
-//! ([`journal_thread`]). What a client or a peer can fill is bounded: the lanes ([`inbox`]), what waits for a client's
+//! Sockets live on a small tokio runtime; the member on one thread of its own ([`core`]), which lends its Raft groups to
+//! worker threads ([`crew`]); the journal on another ([`journal_thread`]). What a client or a peer can fill is bounded: the lanes ([`inbox`]), what waits for a client's
 //! socket ([`clients`]), what waits for a link ([`peers`]), what waits for the disk ([`core`]).
 
 pub mod admin;
@@ -16,6 +16,7 @@ pub mod clients;
 pub mod clock;
 pub mod config;
 pub mod core;
+pub mod crew;
 pub mod data_dir;
 pub mod descriptors;
 pub mod dev;

@@ -32,6 +32,8 @@ pub struct NodeMetrics {
     pub disk: DiskMeter,
     /// Handling all waiting inputs and their outputs once, seconds.
     pub round_seconds: Histogram,
+    /// Rounds in which several threads worked on Raft groups.
+    pub worker_rounds: Counter,
     /// Bytes handed to the journal thread and not yet durable.
     pub journal_backlog_bytes: AtomicU64,
     /// When the core thread last finished a round, ms on its clock.
@@ -57,6 +59,7 @@ impl NodeMetrics {
             journal_report_seconds: Histogram::new(exponential_buckets(0.000_05, 2.0, 17)),
             disk: DiskMeter::default(),
             round_seconds: Histogram::new(exponential_buckets(0.000_01, 4.0, 10)),
+            worker_rounds: Counter::default(),
             journal_backlog_bytes: AtomicU64::new(0),
             last_round_ms: AtomicU64::new(0),
             disk_free_limit_bytes: AtomicU64::new(0),
@@ -77,6 +80,11 @@ pub fn render(metrics: &Arc<NodeMetrics>, disk_free_bytes: u64) -> Result<String
     let m = metrics;
     registry.register("rabbitmq_connections_opened", "Connections opened", m.connections_opened.clone());
     registry.register("rabbitmq_connections_closed", "Connections closed", m.connections_closed.clone());
+    registry.register(
+        "holdfast_worker_rounds",
+        "Rounds in which several threads worked on Raft groups",
+        m.worker_rounds.clone(),
+    );
     let times = [
         ("holdfast_journal_wait", "From handing a batch over to the begin of its write", &m.journal_wait_seconds),
         ("holdfast_journal_sync", "One write and fdatasync of everything that had arrived", &m.sync_seconds),

@@ -19,6 +19,7 @@ use crate::clients::Clients;
 use crate::clock::{Clock, random_u64, random_u128, wall_ms};
 use crate::config::{Config, Listen, host_and_port};
 use crate::core::{Core, Doors, Ended};
+use crate::crew::{Threads, default_workers};
 use crate::data_dir::DataDir;
 use crate::descriptors::Budget;
 use crate::failure::{ExitKind, Failure};
@@ -223,6 +224,9 @@ impl Process<'_> {
             let remedy = "start the version of holdfast-broker that wrote it; nothing was deleted";
             Failure::new(ExitKind::Data, format!("{}: {error}", self.data_dir.path().display()), remedy)
         })?;
+        let threads = Threads::start(self.workers(), metrics.worker_rounds.clone())
+            .map_err(|error| internal("cannot start the workers' threads", &error))?;
+        let member = member.with_crew(Box::new(threads));
         let (journal, _thread) = journal_thread::start(journal, inbox.control.clone(), metrics.clone(), end_process)
             .map_err(|error| internal("cannot start the journal's thread", &error))?;
         let (own_host, _) = host_and_port(&self.config.advertise.peer).unwrap_or_default();
@@ -249,6 +253,10 @@ impl Process<'_> {
         configured.unwrap_or_else(|| memory::default_high_watermark_bytes(memory::limit_bytes()))
     }
 
+    fn workers(&self) -> usize {
+        self.config.limits.workers.unwrap_or_else(default_workers)
+    }
+
     fn member_config(&self) -> MemberConfig {
         let memory_bytes = match self.high_watermark_bytes() {
             0 => u64::MAX,
@@ -263,6 +271,7 @@ impl Process<'_> {
             advertise_peer: self.config.advertise.peer.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
             budgets: Budgets::within(memory_bytes),
+            workers: self.workers(),
             replication,
             ..MemberConfig::default()
         }

@@ -58,7 +58,7 @@ impl Layout {
         let hosts = ["localhost", "127.0.0.1", "::1", &ip];
         for member in &members {
             let tls = authority.issue(&member.name, &hosts)?;
-            write(&member.config_file, &member.config(tls, &cluster_id).to_yaml())?;
+            write(&member.config_file, &member.config(tls, &cluster_id, args.workers).to_yaml())?;
         }
         let admin = authority.issue("admin", &["admin.localhost"])?;
         Ok(Self { dir: dir.into(), cluster_id, members, admin })
@@ -91,7 +91,7 @@ impl Layout {
 }
 
 impl MemberPlan {
-    fn config(&self, tls: TlsFiles, cluster_id: &str) -> Config {
+    fn config(&self, tls: TlsFiles, cluster_id: &str, workers: Option<usize>) -> Config {
         Config {
             member: MemberConfig { name: self.name.clone(), zone: self.zone.clone() },
             data_dir: self.data_dir.clone(),
@@ -106,7 +106,7 @@ impl MemberPlan {
             },
             advertise: Advertise { peer: self.peer.to_string() },
             tls,
-            limits: Limits { journal_segment_mib: SEGMENT_MIB, ..Limits::default() },
+            limits: Limits { journal_segment_mib: SEGMENT_MIB, workers, ..Limits::default() },
         }
     }
 

@@ -30,6 +30,9 @@ pub struct DevArgs {
     /// Address to listen on.
     #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
     pub listen: IpAddr,
+    /// Workers for the Raft groups of each member; without it one for every two cores, and at most four.
+    #[arg(long)]
+    pub workers: Option<usize>,
     /// Start a member again when its process ends by itself.
     #[arg(long)]
     pub respawn: bool,
