@@ -354,7 +354,7 @@ impl Accounting {
                     group.summary_in = Some(segment);
                 }
             }
-            Kind::Corrupt => group.corruption = corruption_of(record),
+            Kind::Corrupt => group.corruption = corruption_of(record).filter(|found| *found != Corruption::default()),
             Kind::Destroy | Kind::Removed => {}
         }
     }

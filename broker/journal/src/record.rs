@@ -407,7 +407,7 @@ impl Summary {
     }
 }
 
-/// The record that keeps a group's corruption known.
+/// The record that keeps a group's corruption known. One without anything says that it is repaired.
 pub(crate) fn corrupt_record(key: GroupKey, corruption: &Corruption) -> Record {
     let flags =
         u8::from(corruption.hard_state) | u8::from(corruption.checkpoint) << 1 | u8::from(corruption.unknown) << 2;

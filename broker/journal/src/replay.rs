@@ -103,6 +103,20 @@ impl ReplayGroup {
         }
     }
 
+    /// An earlier start said so. What this one found besides, in what was sound then, stays known; a repair was only ever of
+    /// missing entries and bodies, which [`ReplayGroup::missing`] counts again.
+    fn corrupt(&mut self, said: Corruption) {
+        if said == Corruption::default() {
+            self.corruption.take_if(|known| !known.hard_state && !known.checkpoint && !known.unknown);
+            return;
+        }
+        let known = self.suspect(&said.why);
+        known.hard_state |= said.hard_state;
+        known.checkpoint |= said.checkpoint;
+        known.unknown |= said.unknown;
+        known.missing = said.missing;
+    }
+
     fn suspect(&mut self, why: &str) -> &mut Corruption {
         let corruption = self.corruption.get_or_insert_default();
         if !corruption.why.contains(why) {
@@ -231,7 +245,11 @@ impl Replay {
                     group.summary(&summary);
                 }
             }
-            Kind::Corrupt => group.corruption = corruption_of(record),
+            Kind::Corrupt => {
+                if let Some(said) = corruption_of(record) {
+                    group.corrupt(said);
+                }
+            }
             Kind::Destroy | Kind::Removed => {}
         }
     }

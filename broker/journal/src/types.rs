@@ -67,6 +67,9 @@ pub enum Op {
     /// A Raft snapshot at `index` was installed: the log is empty and starts after it. Log entries at or below `index`
     /// without a body become bodies; the `Compact` that follows says which of them are live.
     Reset { key: GroupKey, index: u64, term: u64 },
+    /// What the recovery found to be missing ([`Corruption::missing`]) is in this batch or an earlier one, or not needed any
+    /// more: the group is not damaged from here on.
+    Repaired { key: GroupKey },
     /// Forget the group: everything that was written under this key before.
     Destroy { key: GroupKey },
     /// The caller knows the new places of all bodies that were moved up to this one of [`Moves::id`], and reads none from
@@ -88,6 +91,7 @@ impl Op {
             | Op::Compact { key, .. }
             | Op::Dead { key, .. }
             | Op::Reset { key, .. }
+            | Op::Repaired { key }
             | Op::Destroy { key } => Some(*key),
             Op::Identity(_) | Op::MovesTaken { .. } => None,
         }

@@ -9,13 +9,14 @@ use crate::identity::{self, StoredIdentity};
 use crate::keeper::Keeper;
 use crate::reader::{JournalReader, ReadableSegment};
 use crate::record::{
-    BatchHeader, HardStatePayload, Kind, LISTED_GROUP_BYTES, ListedGroup, Mark, Record, bare_record, indexes_record,
+    BatchHeader, HardStatePayload, Kind, LISTED_GROUP_BYTES, ListedGroup, Mark, Record, bare_record, corrupt_record,
+    indexes_record,
 };
 use crate::recovery;
 use crate::segment::{SealedSegment, SegmentHeader, align_up, file_epoch, segment_name};
 use crate::space::SpaceWatch;
 use crate::types::{
-    Batch, Checkpoint, GroupKey, HardState, JournalConfig, JournalError, Location, Op, Recovered, Written,
+    Batch, Checkpoint, Corruption, GroupKey, HardState, JournalConfig, JournalError, Location, Op, Recovered, Written,
     WrittenRecord,
 };
 use bytes::Bytes;
@@ -458,6 +459,7 @@ fn record_of(op: &Op) -> Option<Record> {
             indexes_record(Kind::Dead, *key, 0, sorted)
         }
         Op::Reset { key, index, term } => bare_record(Kind::Reset, *key, *index, *term),
+        Op::Repaired { key } => corrupt_record(*key, &Corruption::default()),
         Op::Destroy { key } => bare_record(Kind::Destroy, *key, 0, 0),
         Op::Checkpoint { .. } | Op::CheckpointAside { .. } | Op::Identity(_) | Op::MovesTaken { .. } => return None,
     })

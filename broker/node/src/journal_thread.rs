@@ -263,7 +263,7 @@ fn size_bytes(batch: &Batch) -> u64 {
         Op::Checkpoint { conf, machine, .. } | Op::CheckpointAside { conf, machine, .. } => conf.len() + machine.len(),
         Op::Compact { live: indexes, .. } | Op::Dead { indexes, .. } => indexes.len() * 8,
         Op::Identity(bytes) => bytes.len(),
-        Op::HardState { .. } | Op::Reset { .. } | Op::Destroy { .. } | Op::MovesTaken { .. } => 0,
+        Op::HardState { .. } | Op::Reset { .. } | Op::Repaired { .. } | Op::Destroy { .. } | Op::MovesTaken { .. } => 0,
     };
     batch.ops.iter().map(|each| op(each) as u64 + 64).sum()
 }

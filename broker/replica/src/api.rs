@@ -236,6 +236,34 @@ pub struct GroupStatus {
     pub quarantined: Option<String>,
 }
 
+impl GroupStatus {
+    /// A replica that takes no part knows nothing else of its group.
+    pub(crate) fn quarantined(key: GroupKey, generation: Option<u32>, why: &str) -> Self {
+        GroupStatus {
+            key,
+            generation,
+            role: Role::Quarantined,
+            term: 0,
+            leader: None,
+            me_leading: false,
+            commit: 0,
+            applied: 0,
+            last: 0,
+            compacted: 0,
+            checkpoint: 0,
+            log_bytes: 0,
+            voters: Vec::new(),
+            learners: Vec::new(),
+            joint: false,
+            changed_at: 0,
+            change_durable: true,
+            peers: Vec::new(),
+            quiesced: false,
+            quarantined: Some(why.to_owned()),
+        }
+    }
+}
+
 /// A payload as the log holds it, and whether the host wrote it for itself.
 pub(crate) const HOST_PAYLOAD: u8 = 0xff;
 

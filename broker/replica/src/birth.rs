@@ -178,10 +178,21 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
         self.unpark(birth.key);
     }
 
-    /// A replica that was found on disk. It starts as a follower; damage puts it into quarantine.
+    /// A replica that was found on disk. It starts as a follower; if it is damaged, when its peers have given back what was
+    /// lost. Damage that they cannot mend puts it into quarantine.
     pub fn restore_group(&mut self, recovered: RecoveredGroup, now: Instant) -> Result<(), CreateError> {
         self.cx.now = now;
         self.check_absent(recovered.key)?;
+        if recovered.corruption.is_none() {
+            self.start_recovered(recovered);
+        } else if let Err(recovered) = self.begin_mending(recovered) {
+            self.start_recovered(*recovered);
+        }
+        Ok(())
+    }
+
+    /// As [`Host::restore_group`], without a way to mend it.
+    pub(crate) fn start_recovered(&mut self, recovered: RecoveredGroup) {
         let key = recovered.key;
         let conf = recovered.checkpoint.as_ref().and_then(|checkpoint| StoredConf::decode(&checkpoint.conf).ok());
         let generation = conf.map(|conf| conf.generation);
@@ -196,7 +207,6 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
                 self.cx.outbox.push_back(HostOutput::Quarantined { group: id, why });
             }
         }
-        Ok(())
     }
 
     fn restored_start(&mut self, recovered: RecoveredGroup) -> Result<Start<M, R>, String> {

@@ -11,6 +11,7 @@ use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 
 use crate::api::{HOST_PAYLOAD, group_key};
 use crate::bytes_reader::{Malformed, Reader, put_bytes, put_varint};
+use crate::mending::{FoundEntry, put_indexes, read_indexes};
 
 /// The version that this program writes. A reader refuses any other.
 pub const ENVELOPE_VERSION: u8 = 2;
@@ -65,6 +66,14 @@ pub(crate) enum Body {
     SnapshotOffer(SnapshotOffer),
     SnapshotChunk(SnapshotChunk),
     SnapshotAnswer(SnapshotAnswer),
+    /// The sender's disk lost these entries.
+    Fetch {
+        indexes: Vec<u64>,
+    },
+    /// Some of the entries that were asked for.
+    Fetched {
+        entries: Vec<FoundEntry>,
+    },
 }
 
 /// The frame of a Raft snapshot: its place in the log and its size.
@@ -138,6 +147,8 @@ const KIND_SNAPSHOT_OFFER: u8 = 4;
 const KIND_SNAPSHOT_CHUNK: u8 = 5;
 const KIND_SNAPSHOT_ANSWER: u8 = 6;
 const KIND_CHANGE_KNOWN: u8 = 7;
+const KIND_FETCH: u8 = 8;
+const KIND_FETCHED: u8 = 9;
 
 impl Envelope {
     /// The group that this is about.
@@ -167,6 +178,8 @@ impl Envelope {
             Body::SnapshotOffer(_) => "snapshot offer",
             Body::SnapshotChunk(_) => "snapshot chunk",
             Body::SnapshotAnswer(_) => "snapshot answer",
+            Body::Fetch { .. } => "fetch",
+            Body::Fetched { .. } => "fetched",
         }
     }
 
@@ -221,6 +234,7 @@ impl Envelope {
             Body::Raft(message) => message.entries.iter().map(|entry| 24 + entry.data.len()).sum(),
             Body::SnapshotChunk(chunk) => chunk.piece.len(),
             Body::SnapshotOffer(offer) => offer.conf.len(),
+            Body::Fetched { entries } => entries.iter().map(|entry| 24 + entry.payload.len()).sum(),
             _ => 0,
         }
     }
@@ -261,6 +275,15 @@ impl Body {
                 out.put_u8(u8::from(chunk.last));
                 out.put_u32_le(chunk.crc);
                 put_bytes(out, &chunk.piece);
+            }
+            Body::Fetch { indexes } => {
+                out.put_u8(KIND_FETCH);
+                put_indexes(out, indexes);
+            }
+            Body::Fetched { entries } => {
+                out.put_u8(KIND_FETCHED);
+                put_varint(out, entries.len() as u64);
+                entries.iter().for_each(|entry| entry.encode(out));
             }
             Body::SnapshotAnswer(answer) => {
                 out.put_u8(KIND_SNAPSHOT_ANSWER);
@@ -315,6 +338,12 @@ impl Body {
                     _ => return Err(Malformed),
                 };
                 Body::SnapshotAnswer(SnapshotAnswer { id, state })
+            }
+            KIND_FETCH => Body::Fetch { indexes: read_indexes(reader)? },
+            KIND_FETCHED => {
+                let count = reader.varint()?;
+                // Each takes eight bytes at least, so a false count ends at the end of the input.
+                Body::Fetched { entries: (0..count).map(|_| FoundEntry::decode(reader)).collect::<Result<_, _>>()? }
             }
             _ => return Err(Malformed),
         })
@@ -486,6 +515,13 @@ mod tests {
             sample(Body::SnapshotAnswer(SnapshotAnswer { id: 1, state: SnapshotState::Want { position: 5, have: 6 } })),
             sample(Body::SnapshotAnswer(SnapshotAnswer { id: 1, state: SnapshotState::Again { position: 300 } })),
             sample(Body::SnapshotAnswer(SnapshotAnswer { id: 1, state: SnapshotState::Refused })),
+            sample(Body::Fetch { indexes: vec![1, 300] }),
+            sample(Body::Fetched {
+                entries: vec![
+                    FoundEntry { index: 7, term: Some(3), committed: false, payload: Bytes::from_static(b"lost") },
+                    FoundEntry { index: 300, term: None, committed: true, payload: Bytes::new() },
+                ],
+            }),
         ]
     }
 
@@ -533,7 +569,7 @@ mod tests {
         }
 
         #[test]
-        fn a_changed_byte_never_panics(sample in 0usize..11, at in 0usize..100, byte in any::<u8>()) {
+        fn a_changed_byte_never_panics(sample in 0usize..13, at in 0usize..100, byte in any::<u8>()) {
             let mut bytes = samples()[sample].encode().to_vec();
             let at = at % bytes.len();
             bytes[at] = byte;

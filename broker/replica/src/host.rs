@@ -12,15 +12,14 @@ use holdfast_queue::time::Instant;
 use slog::Discard;
 use tracing::{error, info, trace};
 
-use crate::api::{
-    GroupStatus, HostOutput, MembershipChange, PayloadError, ProposalId, ProposeError, Role, TransferError,
-};
+use crate::api::{GroupStatus, HostOutput, MembershipChange, PayloadError, ProposalId, ProposeError, TransferError};
 use crate::birth::Forming;
 use crate::config::HostConfig;
 use crate::context::{Cache, Context};
 use crate::envelope::{Body, Envelope};
 use crate::group::Group;
 use crate::guard::guarded;
+use crate::mending::Mending;
 use crate::parking::Parking;
 use crate::writes::{After, Writes};
 
@@ -29,6 +28,8 @@ pub(crate) enum Replica<M: Machine, R: EntryReader> {
     /// Born to lead; its birth record is not durable yet.
     Forming(Box<Forming<M>>),
     Running(Box<Group<M, R>>),
+    /// Waits for parts of its log that the disk lost.
+    Mending(Box<Mending>),
     /// Takes no part until it is repaired; its disk is left as it is.
     Quarantined {
         key: GroupKey,
@@ -42,6 +43,7 @@ impl<M: Machine, R: EntryReader> Replica<M, R> {
     pub fn key(&self) -> GroupKey {
         match self {
             Replica::Forming(forming) => forming.key(),
+            Replica::Mending(mending) => mending.key(),
             Replica::Running(group) => group.key,
             Replica::Quarantined { key, .. } => *key,
         }
@@ -56,6 +58,8 @@ pub struct Host<M: Machine, R: EntryReader> {
     pub(crate) reader: R,
     pub(crate) parking: Parking,
     pub(crate) logger: slog::Logger,
+    /// Replicas that wait for what they lost.
+    pub(crate) mending: BTreeSet<GroupId>,
     last_tick: Instant,
     /// Quiesced groups whose lease was asked for.
     wake_wanted: RefCell<BTreeMap<GroupId, Instant>>,
@@ -83,7 +87,8 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
             disk_age: Duration::ZERO,
         };
         let logger = slog::Logger::root(Discard, slog::o!());
-        Self { replicas: BTreeMap::new(), cx, reader, parking, logger, last_tick: now, wake_wanted: RefCell::default() }
+        let (replicas, mending) = (BTreeMap::new(), BTreeSet::new());
+        Self { replicas, cx, reader, parking, logger, mending, last_tick: now, wake_wanted: RefCell::default() }
     }
 
     /// Tells the time to the calls that do not take it. A driver that calls nothing for a while (all groups may be asleep)
@@ -113,10 +118,9 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
         self.replicas.len()
     }
 
-    /// Groups whose replica here takes no part, ascending.
+    /// Groups whose replica here takes no part and is not about to, ascending.
     pub fn quarantined_groups(&self) -> impl Iterator<Item = GroupId> + '_ {
-        let quarantined = |replica: &Replica<M, R>| matches!(replica, Replica::Quarantined { .. });
-        self.replicas.iter().filter(move |(_, replica)| quarantined(replica)).map(|(id, _)| *id)
+        self.replicas.keys().copied().filter(|group| self.is_quarantined(*group))
     }
 
     /// True if there is a replica here that is not quarantined.
@@ -135,13 +139,19 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
         match self.replicas.get(&group)? {
             Replica::Forming(_) => Some(Some(0)),
             Replica::Running(group) => Some(Some(group.me.generation)),
+            Replica::Mending(mending) => Some(Some(mending.generation())),
             Replica::Quarantined { generation, .. } => Some(*generation),
         }
     }
 
-    /// True if the replica that is here takes no part.
+    /// True if the replica that is here takes no part. One that waits for what its disk lost counts only when it has waited
+    /// for long.
     pub fn is_quarantined(&self, group: GroupId) -> bool {
-        matches!(self.replicas.get(&group), Some(Replica::Quarantined { .. }))
+        match self.replicas.get(&group) {
+            Some(Replica::Quarantined { .. }) => true,
+            Some(Replica::Mending(mending)) => mending.overdue,
+            _ => false,
+        }
     }
 
     /// True while this member hands its leaderships away.
@@ -161,7 +171,7 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
         match self.replicas.get(&group)? {
             Replica::Forming(forming) => Some(forming.machine()),
             Replica::Running(group) => Some(&group.machine),
-            Replica::Quarantined { .. } => None,
+            Replica::Mending(_) | Replica::Quarantined { .. } => None,
         }
     }
 
@@ -240,7 +250,10 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
         match self.replicas.get(&group)? {
             Replica::Forming(forming) => Some(forming.status()),
             Replica::Running(group) => Some(group.status(&self.cx)),
-            Replica::Quarantined { key, generation, why } => Some(quarantined_status(*key, *generation, why)),
+            Replica::Mending(mending) => {
+                Some(GroupStatus::quarantined(mending.key(), Some(mending.generation()), &mending.why))
+            }
+            Replica::Quarantined { key, generation, why } => Some(GroupStatus::quarantined(*key, *generation, why)),
         }
     }
 
@@ -267,7 +280,7 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
         match self.replicas.get(&group) {
             None => Err(ProposeError::UnknownGroup),
             Some(Replica::Forming(_)) => Err(ProposeError::Busy),
-            Some(Replica::Quarantined { .. }) => Err(ProposeError::Quarantined),
+            Some(Replica::Mending(_) | Replica::Quarantined { .. }) => Err(ProposeError::Quarantined),
             Some(Replica::Running(_)) => self.guarded(group, call).unwrap_or(Err(ProposeError::Quarantined)),
         }
     }
@@ -327,12 +340,15 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
             }
             return;
         }
+        if matches!(envelope.body, Body::Fetch { .. } | Body::Fetched { .. }) {
+            return self.handle_repair(from, envelope);
+        }
         match replica {
             Replica::Forming(_) => self.parking.park(from, envelope, now),
             Replica::Running(_) => {
                 self.guarded(id, |group, cx| group.handle(from, envelope, cx));
             }
-            Replica::Quarantined { .. } => {}
+            Replica::Mending(_) | Replica::Quarantined { .. } => {}
         }
     }
 
@@ -342,10 +358,14 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
         for finished in self.cx.writes.written(written) {
             for record in &finished.records {
                 let id = GroupId(record.key.group);
-                let Some(Replica::Running(group)) = self.replicas.get_mut(&id) else { continue };
-                if group.key != record.key {
-                    continue;
-                }
+                let group = match self.replicas.get_mut(&id) {
+                    Some(Replica::Running(group)) if group.key == record.key => group,
+                    Some(Replica::Mending(mending)) if mending.key() == record.key => {
+                        mending.placed(record);
+                        continue;
+                    }
+                    _ => continue,
+                };
                 if record.body {
                     group.body_written(record.index, record.location);
                 } else if group.log_mut().durable(record.index, finished.batch, record.location) {
@@ -366,6 +386,7 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
             // A late report about an earlier life says nothing about this one.
             Some(replica) if replica.key() != key => {}
             Some(Replica::Forming(_)) => self.begin_to_lead(id),
+            Some(Replica::Mending(_)) => self.mended(id),
             Some(Replica::Running(_)) => {
                 self.guarded(id, |group, cx| {
                     if group.last_write == Some(batch) {
@@ -413,6 +434,7 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
             self.guarded(id, |group, cx| group.tick(cx));
         }
         self.parking.expire(now);
+        self.tend_mending();
         self.cx.writes.flush_lazy(now, self.cx.config.election_timeout());
         if self.cx.draining_until.is_some_and(|until| now >= until) {
             self.cx.draining_until = None;
@@ -444,6 +466,7 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
     pub fn next_deadline(&self) -> Option<Instant> {
         let ticking = !self.cx.active.is_empty()
             || !self.parking.is_empty()
+            || !self.mending.is_empty()
             || self.cx.writes.has_lazy()
             || self.cx.draining_until.is_some();
         let tick = ticking.then(|| self.last_tick + self.cx.config.tick);
@@ -539,9 +562,8 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
         let Some(replica) = self.replicas.get(&id) else { return };
         let key = replica.key();
         error!(group = %id, why, "quarantined");
-        let mut generation = None;
+        let generation = self.generation(id).flatten();
         if let Replica::Running(group) = replica {
-            generation = Some(group.me.generation);
             for peer in group.peers() {
                 let header = group.header(peer, &self.cx);
                 self.cx.send(header, Body::Resigned);
@@ -554,32 +576,8 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
 
     pub(crate) fn forget(&mut self, id: GroupId) {
         self.cx.active.remove(&id);
+        self.mending.remove(&id);
         self.cx.dirty.remove(&id);
         self.cx.campaigns.retain(|(_, _, group)| *group != id);
-    }
-}
-
-fn quarantined_status(key: GroupKey, generation: Option<u32>, why: &str) -> GroupStatus {
-    GroupStatus {
-        key,
-        generation,
-        role: Role::Quarantined,
-        term: 0,
-        leader: None,
-        me_leading: false,
-        commit: 0,
-        applied: 0,
-        last: 0,
-        compacted: 0,
-        checkpoint: 0,
-        log_bytes: 0,
-        voters: Vec::new(),
-        learners: Vec::new(),
-        joint: false,
-        changed_at: 0,
-        change_durable: true,
-        peers: Vec::new(),
-        quiesced: false,
-        quarantined: Some(why.to_owned()),
     }
 }

@@ -46,6 +46,7 @@ mod host;
 mod leadership;
 mod log;
 mod membership;
+mod mending;
 mod parking;
 mod ready;
 mod receive;

@@ -154,7 +154,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
             After::Bodies { from, snapshot, next, last, .. } => {
                 self.chunk_written(from, snapshot, next, last, cx);
             }
-            After::Born { .. } => {}
+            After::Born { .. } | After::Mended { .. } => {}
         }
     }
 

@@ -32,6 +32,8 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
                     self.leader_gone(cx);
                 }
             }
+            // The host answers these itself: they are no matter of Raft's.
+            Body::Fetch { .. } | Body::Fetched { .. } => return,
             Body::SnapshotOffer(offer) => self.snapshot_offered(from, term, offer, cx),
             Body::SnapshotChunk(chunk) => self.snapshot_chunk(from, chunk, cx),
             Body::SnapshotAnswer(answer) => self.snapshot_answered(from, answer.id, answer.state, cx),

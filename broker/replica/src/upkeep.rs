@@ -21,6 +21,10 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
                     && group.key == moved.key
                 {
                     group.body_moved(moved);
+                } else if let Some(Replica::Mending(mending)) = self.replicas.get_mut(&GroupId(moved.key.group))
+                    && mending.key() == moved.key
+                {
+                    mending.body_moved(moved);
                 }
             }
         }

@@ -27,6 +27,8 @@ pub(crate) enum After {
     Born { key: GroupKey },
     /// The commit index of a membership change that was applied.
     Change { key: GroupKey, index: u64 },
+    /// What a replica had lost.
+    Mended { key: GroupKey },
     /// Payloads of a snapshot chunk.
     Bodies { key: GroupKey, from: ReplicaId, snapshot: u64, next: u64, last: bool },
 }
@@ -34,9 +36,11 @@ pub(crate) enum After {
 impl After {
     pub fn key(&self) -> GroupKey {
         match self {
-            After::Ready { key, .. } | After::Born { key } | After::Change { key, .. } | After::Bodies { key, .. } => {
-                *key
-            }
+            After::Ready { key, .. }
+            | After::Born { key }
+            | After::Change { key, .. }
+            | After::Mended { key }
+            | After::Bodies { key, .. } => *key,
         }
     }
 }

@@ -117,6 +117,7 @@ impl Contents {
                 self.groups.remove(&key);
             }
             Op::Identity(bytes) => self.identity = Some(bytes),
+            Op::Repaired { key } => self.group(key).corruption = None,
             Op::MovesTaken { .. } => {}
         }
     }

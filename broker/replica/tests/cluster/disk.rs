@@ -48,6 +48,8 @@ pub struct Disk {
     queue: VecDeque<Batch>,
     mirror: Option<Mirror>,
     corruption: BTreeMap<GroupKey, Corruption>,
+    /// Entries and bodies of the only group that cannot be read any more.
+    lost: BTreeSet<u64>,
     /// Checkpoints beside the commits wait for [`Disk::store_checkpoints`].
     pub holds_checkpoints: bool,
     held: Vec<Op>,
@@ -155,11 +157,13 @@ impl Disk {
         if let Op::Destroy { .. } = op {
             self.groups.remove(&key);
             self.corruption.remove(&key);
+            self.lost.clear();
             return;
         }
         match op {
             Op::Entry { index, term, payload, .. } => {
                 let location = self.store(payload);
+                self.lost.remove(&index);
                 let group = self.groups.entry(key).or_default();
                 let last = group.log.keys().next_back().copied().unwrap_or(group.compacted);
                 assert!(index > group.compacted && index <= last + 1, "entry {index} leaves a gap after {last}");
@@ -169,8 +173,17 @@ impl Disk {
             }
             Op::Body { index, payload, .. } => {
                 let location = self.store(payload);
+                self.lost.remove(&index);
                 self.groups.entry(key).or_default().bodies.insert(index, location);
                 written.records.push(WrittenRecord { key, index, term: 0, body: true, location });
+            }
+            Op::Repaired { .. } => {
+                let group = self.groups.entry(key).or_default();
+                let needed = |index: &u64| group.log.contains_key(index) || group.bodies.contains_key(index);
+                let missing: Vec<_> = self.lost.iter().copied().filter(needed).collect();
+                assert!(missing.is_empty(), "{missing:?} is still missing");
+                self.lost.clear();
+                self.corruption.remove(&key);
             }
             other => {
                 let group = self.groups.entry(key).or_default();
@@ -182,16 +195,25 @@ impl Disk {
         }
     }
 
-    /// What a start finds is damaged from here on, until the group is destroyed: an entry that was durable cannot be read,
-    /// or neither copy of term and vote.
-    pub fn corrupt(&mut self, hard_state: bool) {
-        for (key, group) in &self.groups {
-            let entry = group.log.keys().next().copied().unwrap_or(group.compacted);
-            let why = if hard_state { "term and vote" } else { "an entry" };
-            let missing = if hard_state { Vec::new() } else { vec![entry..=entry] };
-            let why = format!("{why} in damaged blocks");
-            self.corruption.insert(*key, Corruption { missing, hard_state, why, ..Corruption::default() });
+    /// Both copies of term and vote are damaged from here on, until the group is destroyed.
+    pub fn lose_vote(&mut self) {
+        for key in self.groups.keys() {
+            let why = "term and vote in damaged blocks".to_owned();
+            self.corruption.insert(*key, Corruption { hard_state: true, why, ..Corruption::default() });
         }
+    }
+
+    /// These entries, or bodies, of the only group lie in damaged blocks from here on.
+    pub fn lose(&mut self, indexes: &[u64]) {
+        let (key, group) = self.groups.iter().next().unwrap();
+        for index in indexes {
+            let location = group.log.get(index).map(|(_, location)| location).or(group.bodies.get(index));
+            self.reader.give_up(*location.expect("it is there"));
+        }
+        self.lost.extend(indexes);
+        let missing = self.lost.iter().map(|index| *index..=*index).collect();
+        let why = "entries in damaged blocks".to_owned();
+        self.corruption.insert(*key, Corruption { missing, why, ..Corruption::default() });
     }
 
     /// What a start finds.
@@ -204,9 +226,15 @@ impl Disk {
             entries: group
                 .log
                 .iter()
+                .filter(|(index, _)| !self.lost.contains(index))
                 .map(|(index, (term, location))| RecoveredEntry { index: *index, term: *term, location: *location })
                 .collect(),
-            bodies: group.bodies.iter().map(|(index, location)| (*index, *location)).collect(),
+            bodies: group
+                .bodies
+                .iter()
+                .filter(|(index, _)| !self.lost.contains(index))
+                .map(|(index, location)| (*index, *location))
+                .collect(),
             corruption: self.corruption.get(key).cloned(),
         };
         self.groups.iter().map(recover).collect()
@@ -302,9 +330,12 @@ impl Group {
                 }
                 self.compacted = index;
             }
-            Op::Entry { .. } | Op::Body { .. } | Op::Destroy { .. } | Op::Identity(_) | Op::MovesTaken { .. } => {
-                unreachable!()
-            }
+            Op::Entry { .. }
+            | Op::Body { .. }
+            | Op::Repaired { .. }
+            | Op::Destroy { .. }
+            | Op::Identity(_)
+            | Op::MovesTaken { .. } => unreachable!(),
         }
     }
 }

@@ -58,6 +58,7 @@ impl OnDisks {
                 | Op::Checkpoint { .. }
                 | Op::CheckpointAside { .. }
                 | Op::Dead { .. }
+                | Op::Repaired { .. }
                 | Op::Destroy { .. }
                 | Op::Identity(_)
                 | Op::MovesTaken { .. } => {}

@@ -184,6 +184,54 @@ fn damage_to_the_records_of_one_group_leaves_the_others_serving() {
     assert_eq!((corruption.missing.clone(), corruption.hard_state, corruption.unknown), (vec![3..=3], false, false));
 }
 
+/// The damaged batch is still in its segment, and what an earlier start said of it too; neither counts any more.
+#[test]
+fn a_group_whose_log_was_written_anew_from_the_damage_on_is_whole_at_every_later_start() {
+    let scene = scene(6);
+    let file = newest(&scene.disk);
+    let needle = b"group 1, entry 3";
+    let disk = edited(&scene.disk, &file, |bytes| {
+        let at = bytes.windows(needle.len()).position(|window| window == needle).expect("the payload");
+        bytes[at] = b'G';
+    });
+    assert!(open(&disk, 2).0.groups.iter().any(|group| group.corruption.is_some()));
+    let (mut journal, recovered) = Journal::open(disk.clone(), small_config(3)).expect("open");
+    let key = test_key(1);
+    assert!(recovered.groups.iter().any(|group| group.key == key && group.corruption.is_some()), "it is remembered");
+    let of_group = |op: &Op| op.key() == Some(key) && matches!(op, Op::Entry { .. });
+    let mut ops: Vec<Op> = (3..=6).flat_map(|number| batch(number).ops).filter(of_group).collect();
+    ops.push(Op::Repaired { key });
+    journal.write(&Batch { id: BatchId(7), ops }).expect("write");
+    drop(journal);
+    for nonce in 4..7 {
+        let (recovered, reader) = open(&disk, nonce);
+        assert!(recovered.groups.iter().all(|group| group.corruption.is_none()));
+        assert_eq!(recovered_equals(&recovered, &scene.after, &reader), Ok(()));
+    }
+}
+
+/// The log says later on that the group was repaired, which was about something else.
+#[test]
+fn what_is_damaged_after_a_repair_is_known_although_it_was_written_before() {
+    let disk = SimDisk::default();
+    let (mut journal, _) = Journal::open(disk.clone(), small_config(1)).expect("open");
+    let key = test_key(1);
+    journal.write(&batch(1)).expect("write");
+    let start = journal.used_bytes() as usize;
+    let dead = Op::Dead { key, indexes: vec![1] };
+    journal.write(&Batch { id: BatchId(2), ops: vec![dead] }).expect("write");
+    journal.write(&Batch { id: BatchId(3), ops: vec![Op::Repaired { key }] }).expect("write");
+    journal.write(&Batch { id: BatchId(4), ..batch(2) }).expect("write");
+    assert!(open(&disk, 2).0.groups.iter().all(|group| group.corruption.is_none()));
+    let file = disk.list().expect("list").into_iter().find(|name| name.starts_with("segment")).expect("a segment");
+    let disk = edited(&disk, &file, |bytes| bytes[start + 48 + 72 + 56] ^= 1);
+    for nonce in 3..6 {
+        let (recovered, _) = open(&disk, nonce);
+        let group = recovered.groups.iter().find(|group| group.key == key).expect("the group");
+        assert!(group.corruption.as_ref().is_some_and(|corruption| corruption.unknown), "{group:?}");
+    }
+}
+
 #[test]
 fn a_vote_whose_record_is_damaged_is_found_in_the_batch_header() {
     let disk = SimDisk::default();

@@ -82,7 +82,7 @@ impl Model {
                 let (conf, machine) = (conf.clone(), machine.clone());
                 group.aside = Some((*id, Checkpoint { index: *index, term: *term, conf, machine }));
             }
-            Op::Destroy { .. } | Op::Identity(_) | Op::MovesTaken { .. } => {}
+            Op::Repaired { .. } | Op::Destroy { .. } | Op::Identity(_) | Op::MovesTaken { .. } => {}
         }
         if matches!(op, Op::Checkpoint { .. } | Op::Reset { .. }) {
             group.aside = None;
