@@ -22,7 +22,7 @@ const MOST_BY_DEFAULT: usize = 4;
 const WORTH_A_THREAD: usize = 24;
 
 /// One worker for every two cores, since sockets, the journal and clients need theirs too, and at most four. With two cores
-/// for everything more than one worker was never faster, and for a member alone it was slower.
+/// for everything more than one worker was never faster.
 pub fn default_workers() -> usize {
     (available_parallelism().map_or(1, usize::from) / 2).clamp(1, MOST_BY_DEFAULT)
 }

@@ -87,7 +87,8 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
             && raft.raft_log.persisted == last
             && self.commit() == commit
             && self.applied == commit
-            && self.incoming.is_none();
+            && self.incoming.is_none()
+            && !self.is_leader_lost(cx);
         if same {
             self.rest(cx);
         } else {

@@ -58,7 +58,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
     fn step(&mut self, from: ReplicaId, mut message: Message, cx: &mut Context<M::Effect>) {
         message.from = from.raft_id();
         message.to = self.me.raft_id();
-        let kind = message.get_msg_type();
+        let (kind, term) = (message.get_msg_type(), message.term);
         self.wake_for(&message, cx);
         match kind {
             // Only the leader may name its successor, and a replica whose log is being replaced cannot campaign.
@@ -68,6 +68,9 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         }
         if let Err(error) = self.raw.step(message) {
             trace!(group = %self.id, %from, ?kind, %error, "raft dropped a message");
+        }
+        if matches!(kind, MessageType::MsgAppend | MessageType::MsgHeartbeat) && term == self.term() {
+            self.leader_speaks(from);
         }
         if matches!(kind, MessageType::MsgAppendResponse | MessageType::MsgHeartbeatResponse) {
             self.unheard.remove(&from.raft_id());

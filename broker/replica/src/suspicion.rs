@@ -2,7 +2,7 @@
 
 use holdfast_journal::EntryReader;
 use holdfast_queue::Machine;
-use holdfast_queue::ids::MemberId;
+use holdfast_queue::ids::{MemberId, ReplicaId};
 use raft::StateRole;
 use raft::eraftpb::Message;
 use tracing::debug;
@@ -18,6 +18,15 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
     pub fn leader_gone(&mut self, cx: &mut Context<M::Effect>) {
         self.gone = Some((self.raw.raft.leader_id, self.term()));
         self.leader_lost(cx);
+    }
+
+    /// The leader of this term leads after all: it came to lead in its new run, and that was heard, through a third member,
+    /// before that it had begun one. Should it have been a late word of the last run, the group is awake, and the election
+    /// clock finds out.
+    pub fn leader_speaks(&mut self, from: ReplicaId) {
+        if self.gone == Some((from.raft_id(), self.term())) {
+            self.gone = None;
+        }
     }
 
     /// True if the leader of this term is suspected, or is known to be gone.

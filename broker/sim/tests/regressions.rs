@@ -125,3 +125,10 @@ fn a_get_whose_answer_was_not_taken_in_is_answered_while_others_publish() {
         panic!("{}\n{}", failure.what, failure.trace.join("\n"));
     }
 }
+
+/// A member came to lead in its new run, and another one heard that through a third before it heard of the new run: it took the
+/// leadership for one of the last run, campaigned against a leader that lived, without end, and did not rest with the others.
+#[test]
+fn a_leader_that_was_heard_before_its_new_run_was_known_is_followed() {
+    holdfast_sim::membership::run_policies_seed(1059, None).expect("it settles");
+}
