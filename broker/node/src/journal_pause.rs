@@ -61,11 +61,11 @@ impl JournalPause {
         let before = state.frozen_until;
         let until = before.max(Some(Instant::now() + at_least));
         state.frozen_until = until;
-        let mut state = self.enter(state, wake);
-        if !state.is_still && state.frozen_until == until {
+        let (mut state, stood_still) = self.enter(state, wake);
+        if !stood_still && state.frozen_until == until {
             state.frozen_until = before;
         }
-        state.is_still
+        stood_still
     }
 
     /// Ends a freeze. False while work is under way: the journal goes on when that is done, or when the freeze ends.
@@ -86,20 +86,26 @@ impl JournalPause {
             return Err(NoStandstill::Busy);
         }
         state.working_until = Some(Instant::now() + within);
-        let mut state = self.enter(state, wake);
-        if !state.is_still {
+        let (mut state, stood_still) = self.enter(state, wake);
+        if !stood_still {
             state.working_until = None;
             return Err(NoStandstill::Stuck);
         }
         Ok(Standstill { pause: self.clone(), number: state.standstills })
     }
 
-    fn enter<'a>(&'a self, state: MutexGuard<'a, State>, wake: impl FnOnce()) -> MutexGuard<'a, State> {
+    /// Waits for the journal. True when it came to a standstill, be that over already: a short one may have been by the time
+    /// that this thread sees it.
+    fn enter<'a>(&'a self, state: MutexGuard<'a, State>, wake: impl FnOnce()) -> (MutexGuard<'a, State>, bool) {
+        let before = state.standstills;
+        let has_come = |state: &State| state.is_still || state.standstills > before;
         if !state.is_still {
             wake();
         }
-        let entered = self.0.1.wait_timeout_while(state, ENTER_WITHIN, |state| !state.is_still);
-        entered.unwrap_or_else(PoisonError::into_inner).0
+        let entered = self.0.1.wait_timeout_while(state, ENTER_WITHIN, |state| !has_come(state));
+        let (state, _) = entered.unwrap_or_else(PoisonError::into_inner);
+        let stood_still = has_come(&state);
+        (state, stood_still)
     }
 
     /// On the journal's thread: stands still as long as it is asked to.
