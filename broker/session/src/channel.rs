@@ -68,6 +68,8 @@ pub(crate) struct Channel {
     pub is_closed_by_client: bool,
     /// It failed, and the client has answered our close.
     pub is_close_answered: bool,
+    /// The error by which a publish failed it: that one and those after it are dropped.
+    pub dropped: Option<AmqpError>,
     pub assembly: Assembly,
     pub waiting: Option<Waiting>,
     /// What came in while a call was waiting.
@@ -103,6 +105,7 @@ impl Channel {
             held: VecDeque::new(),
             is_closed_by_client: false,
             is_close_answered: false,
+            dropped: None,
             unacked: Unacked::default(),
             published: 0,
             confirms: None,

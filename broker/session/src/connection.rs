@@ -316,9 +316,18 @@ impl Connection {
     /// An error of a publish (404 no exchange, 403 …): blames `basic.publish`, closes the channel or the connection.
     /// What the channel sent after it and the engine has not polled yet is dropped, as in RabbitMQ.
     pub fn fail_publish(&mut self, channel: ChannelId, refusal: Refusal, now_us: u64) {
-        if live(&mut self.channels, channel).is_some() {
-            self.shared.out.drop_requests_of(channel);
-            self.fail(channel.number, AmqpError::new(refusal.code, refusal.text, PUBLISH), now_us);
+        if live(&mut self.channels, channel).is_none() {
+            return;
+        }
+        self.shared.out.drop_requests_of(channel);
+        let error = AmqpError::new(refusal.code, refusal.text, PUBLISH);
+        if matches!(self.phase, Phase::Draining | Phase::ClientClosing) {
+            // It has closed and ignores the end of a channel; close-ok would say that the publish is durable.
+            return self.fail(0, error, now_us);
+        }
+        self.fail(channel.number, error.clone(), now_us);
+        if let Some(failed) = self.channels.get_mut(&channel.number).filter(|failed| failed.id == channel) {
+            failed.dropped = Some(error);
         }
     }
 

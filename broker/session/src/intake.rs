@@ -83,6 +83,13 @@ impl Connection {
     fn connection_method(&mut self, method: Method, now_us: u64) -> Result<(), AmqpError> {
         match method {
             Method::ConnectionClose { .. } => {
+                // A client that has not answered the end of a channel may have closed without having seen it, and close-ok
+                // would say that what was dropped there is durable.
+                let unseen = |channel: &Channel| channel.dropped.clone().filter(|_| !channel.is_close_answered);
+                if let Some(error) = self.channels.values().find_map(unseen) {
+                    self.fail(0, error, now_us);
+                    return Ok(());
+                }
                 self.phase = Phase::Draining;
                 self.finish_draining();
                 Ok(())

@@ -132,3 +132,13 @@ fn a_get_whose_answer_was_not_taken_in_is_answered_while_others_publish() {
 fn a_leader_that_was_heard_before_its_new_run_was_known_is_followed() {
     holdfast_sim::membership::run_policies_seed(1059, None).expect("it settles");
 }
+
+/// A publish was refused for want of copies, and its channel closed, while the client's own close of the connection was on its
+/// way. The client ignored the one and read the answer to the other as a promise for all that it had published.
+#[test]
+fn a_close_that_crosses_a_refused_publish_promises_nothing() {
+    let run = Run::new(Profile::Mixed, 3884);
+    if let Err(failure) = run.play(None) {
+        panic!("{}\n{}", failure.what, failure.trace.join("\n"));
+    }
+}

@@ -79,6 +79,38 @@ fn a_close_that_crosses_ours_gets_no_close_ok_since_what_came_before_it_was_drop
     assert!(script.connection.is_closed());
 }
 
+/// Seed 3884 of the simulator: its publishes were refused while the close was on its way.
+#[test]
+fn a_close_of_a_client_that_has_not_seen_a_publish_refused_gets_no_close_ok() {
+    let refusal = || Refusal::new(ReplyCode::PreconditionFailed, "too few copies");
+    let text = "PRECONDITION_FAILED - too few copies";
+    for closes_first in [true, false] {
+        let (mut script, channel) = Script::with_channel();
+        script.publish(1, "refused");
+        if closes_first {
+            script.send(0, connection_close());
+        }
+        script.requests();
+        script.connection.fail_publish(channel, refusal(), 0);
+        if !closes_first {
+            let seen = script.methods();
+            assert!(matches!(seen[..], [(1, Method::ChannelClose { .. })]), "{seen:?}");
+            script.send(0, connection_close());
+        }
+        script.expect_close(0, ReplyCode::PreconditionFailed, text, (60, 40));
+        script.connection.reply_connection_closed();
+        assert_eq!(script.methods(), []);
+    }
+    let (mut script, channel) = Script::with_channel();
+    script.publish(1, "refused");
+    script.requests();
+    script.connection.fail_publish(channel, refusal(), 0);
+    script.send(1, Method::ChannelCloseOk {});
+    script.requests();
+    script.send(0, connection_close());
+    assert_eq!(script.requests(), [Request::CloseConnection], "it knows");
+}
+
 #[test]
 fn a_client_that_waits_for_its_close_ok_hears_that_the_broker_closes() {
     let mut script = Script::open();
