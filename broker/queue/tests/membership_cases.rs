@@ -6,30 +6,13 @@ use holdfast_queue::Machine;
 use holdfast_queue::arguments::Arguments;
 use holdfast_queue::ids::{BootId, GroupId, MemberId, ReplicaId, SessionId};
 use holdfast_queue::meta::{
-    ExpectedMember, GroupInfo, MetaCommand, MetaEffect, MetaMachine, MetaReply, NewMember, Placement, Standing,
+    GroupInfo, MetaCommand, MetaEffect, MetaMachine, MetaReply, NewMember, Placement, Standing,
 };
 use support::*;
 
 /// Members 1 to 5 in zones a, b, c, a, b; the run of member n is n * 100.
 fn cluster(members: u64) -> Group<MetaMachine> {
-    let mut group = Group::new(MetaMachine::new());
-    let expected =
-        (1..=members).map(|n| ExpectedMember { name: format!("m{n}"), ..ExpectedMember::default() }).collect();
-    let (cluster_id, first) = ("c".into(), member(1));
-    let init = MetaCommand::Init {
-        cluster_id,
-        epoch: 1,
-        expected,
-        replication_factor: 0,
-        default_min_in_sync_replicas: 0,
-        user: None,
-        first,
-    };
-    group.lead(init);
-    for n in 2..=members {
-        group.lead(MetaCommand::AddMember { member: member(n) });
-    }
-    group
+    founded(members, 0, member)
 }
 
 fn member(n: u64) -> NewMember {

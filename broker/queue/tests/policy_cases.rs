@@ -5,8 +5,7 @@ mod support;
 use holdfast_queue::arguments::{Arguments, Value};
 use holdfast_queue::ids::{BootId, GroupId, MemberId, QueueId, SessionId};
 use holdfast_queue::meta::{
-    ApplyTo, Change, ExpectedMember, MetaCommand, MetaEffect, MetaMachine, MetaReply, NewMember, NewPolicy, Placement,
-    PolicyKind,
+    ApplyTo, Change, MetaCommand, MetaEffect, MetaMachine, MetaReply, NewMember, NewPolicy, Placement, PolicyKind,
 };
 use support::*;
 
@@ -25,21 +24,7 @@ fn member(n: u64) -> NewMember {
 }
 
 fn cluster(members: u64) -> Group<MetaMachine> {
-    let mut group = Group::new(MetaMachine::new());
-    let expected = (1..=members).map(|n| ExpectedMember { name: format!("m{n}"), ..ExpectedMember::default() });
-    group.lead(MetaCommand::Init {
-        cluster_id: "c".into(),
-        epoch: 1,
-        expected: expected.collect(),
-        replication_factor: 3,
-        default_min_in_sync_replicas: 0,
-        user: None,
-        first: member(1),
-    });
-    for n in 2..=members {
-        group.lead(MetaCommand::AddMember { member: member(n) });
-    }
-    group
+    founded(members, 3, member)
 }
 
 /// Asks as a home would; the reply.

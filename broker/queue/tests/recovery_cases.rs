@@ -8,8 +8,8 @@ use holdfast_queue::Machine;
 use holdfast_queue::arguments::Arguments;
 use holdfast_queue::ids::{BootId, GroupId, Incarnation, MemberId, QueueId, ReplicaId, SessionId};
 use holdfast_queue::meta::{
-    ExpectedMember, MetaCommand, MetaEffect, MetaMachine, MetaReply, NewMember, Placement, Reborn, Recovery,
-    SEEDED_GENERATION, SOURCE_GENERATION, Standing,
+    MetaCommand, MetaEffect, MetaMachine, MetaReply, NewMember, Placement, Reborn, Recovery, SEEDED_GENERATION,
+    SOURCE_GENERATION, Standing,
 };
 use support::*;
 
@@ -22,19 +22,7 @@ fn member(n: u64) -> NewMember {
 
 /// Three members, each queue with three replicas.
 fn cluster() -> Group<MetaMachine> {
-    let mut group = Group::new(MetaMachine::new());
-    let expected = (1..=3).map(|n| ExpectedMember { name: format!("m{n}"), ..ExpectedMember::default() }).collect();
-    group.lead(MetaCommand::Init {
-        cluster_id: "c".into(),
-        epoch: 1,
-        expected,
-        replication_factor: 3,
-        default_min_in_sync_replicas: 0,
-        user: None,
-        first: member(1),
-    });
-    (2..=3).for_each(|n| drop(group.lead(MetaCommand::AddMember { member: member(n) })));
-    group
+    founded(3, 3, member)
 }
 
 fn declare(group: &mut Group<MetaMachine>, name: &str) -> (QueueId, GroupId) {

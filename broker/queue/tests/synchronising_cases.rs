@@ -5,9 +5,7 @@ mod support;
 use holdfast_queue::arguments::{Arguments, Value};
 use holdfast_queue::ids::{BootId, GroupId, Incarnation, MemberId, ReplicaId, SessionId};
 use holdfast_queue::machine::Machine;
-use holdfast_queue::meta::{
-    ExpectedMember, GroupInfo, MetaCommand, MetaMachine, NewMember, NewPolicy, PolicyKind, Reborn, Recovery,
-};
+use holdfast_queue::meta::{GroupInfo, MetaCommand, MetaMachine, NewMember, NewPolicy, PolicyKind, Reborn, Recovery};
 use support::*;
 
 /// The first queue's group.
@@ -20,20 +18,7 @@ fn member(n: u64) -> NewMember {
 
 /// So many members, and a queue under a policy of so many replicas that are synchronised by hand.
 fn queue_of(replicas: i64, members: u64) -> Group<MetaMachine> {
-    let mut group = Group::new(MetaMachine::new());
-    let expected = (1..=members).map(|n| ExpectedMember { name: format!("m{n}"), ..ExpectedMember::default() });
-    group.lead(MetaCommand::Init {
-        cluster_id: "c".into(),
-        epoch: 1,
-        expected: expected.collect(),
-        replication_factor: 3,
-        default_min_in_sync_replicas: 0,
-        user: None,
-        first: member(1),
-    });
-    for n in 2..=members {
-        group.lead(MetaCommand::AddMember { member: member(n) });
-    }
+    let mut group = founded(members, 3, member);
     set_policy(&mut group, replicas, "manual");
     group.lead(MetaCommand::DeclareQueue {
         vhost: "/".into(),

@@ -6,6 +6,7 @@
 use bytes::Bytes;
 use holdfast_queue::codec::{Batch, Codec, EntryBuilder, Message, Origin};
 use holdfast_queue::ids::{BootId, ChannelRef, ConsumerId, QueueId, SessionId};
+use holdfast_queue::meta::{ExpectedMember, MetaCommand, MetaMachine, NewMember};
 use holdfast_queue::queue::{Delivery, Outcome, QueueCommand, QueueEffect, QueueReply, Span};
 use holdfast_queue::{ApplyMeta, Machine};
 use std::collections::BTreeMap;
@@ -67,6 +68,25 @@ impl<M: Machine> Group<M> {
     pub fn reload(&mut self) {
         self.machine = M::restore(&self.machine.snapshot()).expect("a snapshot reads back");
     }
+}
+
+/// A cluster `c` of so many members, as `member` has them: all of them are expected, and the first one founded it.
+pub fn founded(members: u64, replication_factor: u32, member: impl Fn(u64) -> NewMember) -> Group<MetaMachine> {
+    let mut group = Group::new(MetaMachine::new());
+    let expected = |n| ExpectedMember { name: member(n).name, ..ExpectedMember::default() };
+    group.lead(MetaCommand::Init {
+        cluster_id: "c".into(),
+        epoch: 1,
+        expected: (1..=members).map(expected).collect(),
+        replication_factor,
+        default_min_in_sync_replicas: 0,
+        user: None,
+        first: member(1),
+    });
+    for n in 2..=members {
+        group.lead(MetaCommand::AddMember { member: member(n) });
+    }
+    group
 }
 
 pub const QUEUE: QueueId = QueueId(7);

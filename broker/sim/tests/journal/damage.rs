@@ -167,15 +167,20 @@ fn nothing_is_invented(recovered: &Recovered, truth: &Model, reader: &impl Entry
     }
 }
 
-#[test]
-fn damage_to_the_records_of_one_group_leaves_the_others_serving() {
+/// A scene of six batches whose third entry of group 1 is damaged on the disk that is given beside it.
+fn with_a_damaged_entry() -> (Scene, SimDisk) {
     let scene = scene(6);
-    let file = newest(&scene.disk);
     let needle = b"group 1, entry 3";
-    let disk = edited(&scene.disk, &file, |bytes| {
+    let disk = edited(&scene.disk, &newest(&scene.disk), |bytes| {
         let at = bytes.windows(needle.len()).position(|window| window == needle).expect("the payload");
         bytes[at] = b'G';
     });
+    (scene, disk)
+}
+
+#[test]
+fn damage_to_the_records_of_one_group_leaves_the_others_serving() {
+    let (_, disk) = with_a_damaged_entry();
     let (recovered, _) = open(&disk, 2);
     let corrupt: Vec<_> = recovered.groups.iter().filter(|group| group.corruption.is_some()).collect();
     assert_eq!(corrupt.len(), 1);
@@ -187,13 +192,7 @@ fn damage_to_the_records_of_one_group_leaves_the_others_serving() {
 /// The damaged batch is still in its segment, and what an earlier start said of it too; neither counts any more.
 #[test]
 fn a_group_whose_log_was_written_anew_from_the_damage_on_is_whole_at_every_later_start() {
-    let scene = scene(6);
-    let file = newest(&scene.disk);
-    let needle = b"group 1, entry 3";
-    let disk = edited(&scene.disk, &file, |bytes| {
-        let at = bytes.windows(needle.len()).position(|window| window == needle).expect("the payload");
-        bytes[at] = b'G';
-    });
+    let (scene, disk) = with_a_damaged_entry();
     assert!(open(&disk, 2).0.groups.iter().any(|group| group.corruption.is_some()));
     let (mut journal, recovered) = Journal::open(disk.clone(), small_config(3)).expect("open");
     let key = test_key(1);
