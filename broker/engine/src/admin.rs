@@ -4,6 +4,7 @@ use holdfast_queue::ids::{BootId, GroupId, MemberId};
 use holdfast_queue::meta::{EffectivePolicy, NewPolicy, PolicyKind};
 
 use crate::alarms::Alarms;
+use crate::backup::{BarrierReport, BarrierRequest};
 use crate::identity::MemberUuid;
 
 /// A member as the operator expects it.
@@ -86,6 +87,9 @@ pub enum AdminAction {
     /// `GET /v1/rebalance`: which groups change their replicas. Only the leader of group 0 knows: others answer 503, and
     /// name it in the hint (it is `metadataLeader` of `GET /v1/health`).
     Rebalance,
+    /// `POST /v1/backup/barriers`: a cut through all groups, and the files that it needs held on every member. Answered
+    /// when all of it is done.
+    Barrier(BarrierRequest),
 }
 
 /// A successful answer.
@@ -105,6 +109,7 @@ pub enum AdminReply {
         remaining: usize,
     },
     Rebalance(Box<RebalanceReport>),
+    Barrier(Box<BarrierReport>),
 }
 
 /// How a group's move stands.

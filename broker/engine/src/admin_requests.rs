@@ -49,7 +49,7 @@ impl<R: EntryReader> Member<R> {
         }
     }
 
-    fn admin_reply(&mut self, request: AdminRequestId, reply: Result<AdminReply, AdminError>) {
+    pub(crate) fn admin_reply(&mut self, request: AdminRequestId, reply: Result<AdminReply, AdminError>) {
         self.admin.waiting.remove(&request);
         self.outputs.push_back(Output::AdminReply { request, reply });
     }
@@ -135,6 +135,7 @@ impl<R: EntryReader> Member<R> {
                 self.ask_for_admin(request, Some(request), MetaCommand::RetireMember { member })?;
                 Ok(None)
             }
+            AdminAction::Barrier(wanted) => self.begin_barrier(request, wanted).map(|()| None),
             AdminAction::Rebalance => match self.rebalance_report() {
                 Some(report) => Ok(Some(AdminReply::Rebalance(Box::new(report)))),
                 None => {

@@ -108,7 +108,7 @@ impl<R: EntryReader> Member<R> {
     /// Repeats confirms whose entries are on enough disks now; true if there were any. Nothing leaves without the lease:
     /// a leader that was replaced may count a voter that is none any more.
     pub(crate) fn release_copied(&mut self) -> bool {
-        if self.copies.short.is_empty() {
+        if self.copies.short.is_empty() || self.gate_is_closed() {
             return false;
         }
         let mut any = false;

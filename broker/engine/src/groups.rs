@@ -247,9 +247,12 @@ impl<R: EntryReader> Member<R> {
         if !leading {
             return;
         }
+        let waits = self.backup.gate.holds_back(group, self.now);
         for effect in effects {
-            if let AnyEffect::Queue(effect) = effect {
-                self.route_effect(group, index, effect);
+            match effect {
+                AnyEffect::Queue(effect) if waits => self.backup.gate.hold_back(group, index, effect),
+                AnyEffect::Queue(effect) => self.route_effect(group, index, effect),
+                AnyEffect::Meta(_) => {}
             }
         }
     }
@@ -368,6 +371,7 @@ impl<R: EntryReader> Member<R> {
     /// Another member leads the group, or this one does.
     pub(crate) fn leader_changed(&mut self, group: GroupId, term: u64, me_leading: bool) {
         self.copies.stop_leading(group);
+        self.backup.gate.forget(group);
         if !me_leading {
             self.stop_moving(group);
             return self.leaderships.no_longer(group);
@@ -473,8 +477,8 @@ impl<R: EntryReader> Member<R> {
             let leader = self.leaderships.announced.get(&group).map(|(leader, _)| *leader);
             return self.send_or_take(from, PeerMessage::NotLeading { group, leader });
         };
-        if !adopted {
-            return; // The home hears of this leadership once it begins to serve.
+        if !adopted || self.gate_is_closed() {
+            return; // The home hears of this leadership once it begins to serve, and asks again.
         }
         let now = self.now;
         if !self.host.as_ref().is_some_and(|host| host.may_emit(group, now)) {
@@ -506,7 +510,8 @@ impl<R: EntryReader> Member<R> {
         after: u64,
         from: MemberId,
     ) {
-        if from != self.me() && !self.flow.may_push(from, 0) {
+        let no_room = from != self.me() && !self.flow.may_push(from, 0);
+        if no_room || self.backup.gate.holds_back(group, self.now) {
             return; // It asks again.
         }
         let serves = group == self.transient_group() || self.leaderships.led.contains_key(&group);

@@ -144,6 +144,18 @@ impl<R: EntryReader> Hosts<R> {
         self.host(group).applied(group)
     }
 
+    /// See [`Host::commit`].
+    pub fn commit(&self, group: GroupId) -> u64 {
+        self.host(group).commit(group)
+    }
+
+    /// See [`Host::keep_history`].
+    pub(crate) fn keep_history(&mut self, until: Instant, now: Instant) {
+        for worker in &mut self.workers {
+            worker.host_mut().keep_history(until, now);
+        }
+    }
+
     /// See [`Host::term`].
     pub fn term(&self, group: GroupId) -> u64 {
         self.host(group).term(group)

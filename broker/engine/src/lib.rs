@@ -18,6 +18,7 @@
 //! | `synchronising` | replicas that wait for `sync` (`ha-sync-mode: manual`) |
 //! | `recovery`, `epochs` | forced recovery from the disks that are left; members that it left behind |
 //! | `peers`, `links`, `peer_message` | links, heartbeats, suspicion, relays; the peer protocol |
+//! | `backup` | barriers: a cut through all groups that is consistent |
 //! | `alarms`, `flow` | memory and disk alarms; byte budgets that all connections share |
 //! | `admin`, `admin_requests`, `queue_reports`, `metrics`, `identity` | the operator's door; counters; who this disk is |
 //!
@@ -35,6 +36,7 @@ pub mod admin;
 mod admin_requests;
 mod alarms;
 mod arguments;
+pub mod backup;
 mod calls;
 mod clients;
 mod consuming;

@@ -308,6 +308,7 @@ impl<R: EntryReader> Member<R> {
             PeerMessage::Lead { group, to } => self.take_lead(group, to),
             PeerMessage::MetadataDamaged { generation } => self.metadata_damaged(from, generation),
             PeerMessage::RejoinMetadata { generation } => self.rejoin_metadata(generation),
+            PeerMessage::Barrier(message) => self.barrier_message(from, message),
         }
     }
 

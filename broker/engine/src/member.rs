@@ -10,6 +10,7 @@ use holdfast_replica::HostConfig;
 
 use crate::admin_requests::AdminState;
 use crate::alarms::AlarmState;
+use crate::backup::Backup;
 use crate::clients::Client;
 use crate::consuming::ConsumerIndex;
 use crate::copies::{Copies, Target};
@@ -187,6 +188,7 @@ pub struct Member<R: EntryReader> {
     pub(crate) synchronising: Synchronising,
     pub(crate) rebalance: Rebalance,
     pub(crate) repairs: Repairs,
+    pub(crate) backup: Backup,
 }
 
 impl<R: EntryReader> Member<R> {
@@ -254,6 +256,7 @@ impl<R: EntryReader> Member<R> {
             synchronising: Synchronising::default(),
             rebalance: Rebalance::default(),
             repairs: Repairs::default(),
+            backup: Backup::default(),
         };
         member.identity.forgetful |= recovered.forgetful;
         if blank || recovered.forgetful {
@@ -322,6 +325,7 @@ impl<R: EntryReader> Member<R> {
                 self.outputs.push_back(Output::Exit { clean: false, reason: format!("the journal failed: {error}") });
                 self.stopping = Some(Stopping::Done);
             }
+            Input::Hold(news) => self.hold_news(news),
             Input::PasswordChecked { token, ok } => self.password_checked(token, ok),
             Input::Admin { request, body } => self.admin(request, body),
             Input::Shutdown => self.begin_shutdown(),
@@ -363,6 +367,7 @@ impl<R: EntryReader> Member<R> {
             self.after_replay();
             self.adopt_groups();
             any |= self.release_visible();
+            any |= self.release_held_back();
             any |= self.release_copied();
             self.report_applied();
             any |= self.pump_clients();
@@ -411,6 +416,8 @@ impl<R: EntryReader> Member<R> {
             self.tend_damaged();
             self.tick_mover();
             self.tick_synchronising();
+            self.drive_barrier();
+            self.drive_sealing();
             self.check_ready();
             self.tick_shutdown();
         }

@@ -245,6 +245,9 @@ impl<R: EntryReader> Member<R> {
             self.owed_meta_effects.clear();
             return false;
         }
+        if self.gate_is_closed() {
+            return false; // A barrier is about to take its places.
+        }
         let (now, me, applied) = (self.now, self.me(), self.meta_applied);
         self.granter.report_applied(me, applied);
         // A member without a run holds no lease.

@@ -10,9 +10,10 @@ use holdfast_queue::meta::MetaEffect;
 use holdfast_queue::queue::QueueEffect;
 
 use crate::alarms::Alarms;
+use crate::backup::BarrierMessage;
 
 /// The version of this protocol; another one is refused at the hello.
-pub(crate) const PROTOCOL_VERSION: u32 = 3;
+pub(crate) const PROTOCOL_VERSION: u32 = 4;
 
 /// The first message on a link, from both ends, and again when what it says has changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -193,6 +194,7 @@ pub(crate) enum PeerMessage {
     RejoinMetadata {
         generation: u32,
     },
+    Barrier(BarrierMessage),
 }
 
 /// How a group's move stands.
@@ -390,6 +392,7 @@ impl Codec for PeerMessage {
             }),
             Self::MetadataDamaged { generation } => tagged(out, 33, |out| generation.encode(out)),
             Self::RejoinMetadata { generation } => tagged(out, 34, |out| generation.encode(out)),
+            Self::Barrier(message) => tagged(out, 35, |out| message.encode(out)),
         }
     }
 
@@ -436,6 +439,7 @@ impl Codec for PeerMessage {
             32 => Self::Lead { group: Codec::decode(input)?, to: Codec::decode(input)? },
             33 => Self::MetadataDamaged { generation: Codec::decode(input)? },
             34 => Self::RejoinMetadata { generation: Codec::decode(input)? },
+            35 => Self::Barrier(Codec::decode(input)?),
             19 => Self::Outstanding {
                 group: Codec::decode(input)?,
                 queue: Codec::decode(input)?,
@@ -496,7 +500,7 @@ mod tests {
 
     fn samples() -> Vec<PeerMessage> {
         let consumer = ConsumerId::default();
-        vec![
+        let mut samples = vec![
             PeerMessage::Hello(Hello {
                 protocol: 1,
                 cluster_id: Some("c".into()),
@@ -544,7 +548,9 @@ mod tests {
             PeerMessage::InSync { group: GroupId(4), term: 3, replicas: 2 },
             PeerMessage::MoveNote { group: GroupId(9), note: MoveNote { held: true, text: "why".into() } },
             PeerMessage::MetadataDamaged { generation: 2 },
-        ]
+        ];
+        samples.extend(crate::backup::samples().into_iter().map(PeerMessage::Barrier));
+        samples
     }
 
     #[test]

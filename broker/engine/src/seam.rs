@@ -14,6 +14,7 @@ use bytes::Bytes;
 use holdfast_journal::{Batch, Upkeep, Written};
 
 use crate::admin::{AdminError, AdminReply, AdminRequest};
+use crate::backup::{HoldNews, HoldOrder};
 
 /// What a frame for another member holds at most beside one message body, bytes: the frame is closed at 1 MiB, an answer
 /// of missed deliveries adds 256 KiB, and each carries the names and properties of its messages.
@@ -84,6 +85,8 @@ pub enum Input {
     /// The journal failed: nothing after this is durable. The member answers with [`Output::Exit`].
     WriteFailed { error: String },
 
+    /// What came of an [`Output::Hold`].
+    Hold(HoldNews),
     /// The answer to [`Output::CheckPassword`].
     PasswordChecked { token: PasswordToken, ok: bool },
     /// A request to the admin API; answered by one [`Output::AdminReply`] with the same id.
@@ -116,6 +119,8 @@ pub enum Output {
 
     /// Hand to the journal, in order. Its own batches carry the identity too.
     Journal(Batch),
+    /// Do this about files that are held for a backup.
+    Hold(HoldOrder),
     /// Check `password` against the stored `hash` (PHC string) outside the core.
     CheckPassword { token: PasswordToken, hash: String, password: Bytes },
     /// The answer to an admin request.

@@ -497,6 +497,11 @@ impl Accounting {
         self.groups.iter().filter(|(_, group)| pins(group)).map(|(key, _)| *key).collect()
     }
 
+    /// The checkpoint that counts of each group that has one.
+    pub(crate) fn marks(&self) -> impl Iterator<Item = (GroupKey, &Mark)> {
+        self.groups.iter().filter_map(|(key, group)| Some((*key, group.mark.as_ref()?)))
+    }
+
     /// The checkpoint of the group that counts.
     pub(crate) fn mark(&self, key: GroupKey) -> Option<&Mark> {
         self.groups.get(&key)?.mark.as_ref()

@@ -2,6 +2,8 @@
 //! broken. The real and the simulated file system run the same ones.
 
 use crate::filesystem::{FileSystem, StoredFile};
+use crate::hold::{HeldView, HoldingFileSystem};
+use crate::inspection::{Scrutiny, inspect_with_reader};
 use crate::reader::{EntryReader, ReadError};
 use crate::types::{Batch, BatchId, GroupKey, Incarnation, JournalConfig, JournalError, Location, Op, Space};
 use crate::writer::Journal;
@@ -21,6 +23,56 @@ pub fn check_all<F: FileSystem>(blank: impl Fn() -> F) {
     a_reader_follows_the_writer_over_segments(&blank());
     a_spare_segment_is_used_or_is_nothing(&blank());
     a_reserve_is_kept_and_counted(&blank());
+}
+
+/// Checks what holds promise. `blank` gives a new empty file system each time.
+pub fn check_holds<F: HoldingFileSystem>(blank: impl Fn() -> F) {
+    a_held_file_outlives_its_first_name_and_is_the_same_file(&blank());
+    a_hold_shows_the_journal_as_it_was_whatever_the_journal_does_later(&blank());
+}
+
+fn a_held_file_outlives_its_first_name_and_is_the_same_file<F: HoldingFileSystem>(fs: &F) {
+    let file = fs.create("a", 4).expect("create");
+    let hold = fs.make_hold("h").expect("make a hold");
+    assert!(fs.make_hold("h").is_err(), "its name is taken");
+    fs.link("a", &hold).expect("link");
+    file.write_at(0, b"late").expect("write");
+    fs.remove("a").expect("remove");
+    let mut held = [0; 4];
+    assert_eq!(hold.open("a").and_then(|file| file.read_at(0, &mut held)).expect("read"), 4);
+    assert_eq!((&held, hold.list().expect("list"), fs.list().expect("list")), (b"late", vec!["a".into()], vec![]));
+    assert_eq!(fs.holds().expect("list holds"), ["h"]);
+    fs.remove_hold("h").expect("remove the hold");
+    fs.remove_hold("h").expect("once more");
+    assert!(fs.holds().expect("list holds").is_empty() && fs.open_hold("h").is_err());
+}
+
+fn a_hold_shows_the_journal_as_it_was_whatever_the_journal_does_later<F: HoldingFileSystem>(fs: &F) {
+    let (mut journal, _) = Journal::open(fs.clone(), small_config(1)).expect("open");
+    let write = |journal: &mut Journal<F>, index: u64| {
+        let payload = Bytes::from(vec![index as u8; 3_000]);
+        let op = Op::Entry { key: test_key(1), index, term: 1, payload };
+        journal.write(&Batch { id: BatchId(index), ops: vec![op] }).expect("write");
+        run_chore(journal);
+    };
+    (1..=20).for_each(|index| write(&mut journal, index));
+    let (hold, files) = journal.hold("h").expect("hold");
+    assert!(matches!(journal.hold("h"), Err(JournalError::Io { .. })), "its name is taken");
+    (21..=60).for_each(|index| write(&mut journal, index));
+    journal.write(&Batch { id: BatchId(0), ops: vec![Op::Destroy { key: test_key(1) }] }).expect("destroy");
+    for _ in 0..60 {
+        let op = Op::HardState { key: test_key(2), term: 1, vote: 1, commit: 0 };
+        journal.write(&Batch { id: BatchId(0), ops: vec![op] }).expect("write");
+        run_chore(&mut journal);
+    }
+    let view = HeldView::new(hold, files);
+    let (found, reader) = inspect_with_reader(&view, Scrutiny::EveryByte).expect("look");
+    let [group] = found.groups.as_slice() else { panic!("{found:?}") };
+    assert!(!found.is_damaged, "{found:?}");
+    assert_eq!(group.entries.last().map(|entry| entry.index), Some(20));
+    for entry in &group.entries {
+        assert_eq!(reader.read(entry.location).expect("read")[..], vec![entry.index as u8; 3_000]);
+    }
 }
 
 /// Checks what a loss of power may take. `lose_power` drops everything unsynced that the file system is allowed to drop.

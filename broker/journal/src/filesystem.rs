@@ -1,5 +1,6 @@
 //! The disk, as far as the journal needs one.
 
+use crate::hold::HoldingFileSystem;
 use rustix::fs::{self, FallocateFlags};
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -40,6 +41,9 @@ pub struct DiskSpace {
 
 /// Zero bytes are written in pieces of this size, each synced: one huge sync would delay those of the log.
 const ZERO_BYTES: usize = 1 << 20;
+
+/// The directory of holds, beside the journal's files: one directory for each hold.
+const HOLDS: &str = "holds";
 
 /// An open file. It stays readable after its name is removed.
 pub trait StoredFile: Send + Sync + 'static {
@@ -105,7 +109,12 @@ impl FileSystem for RealFileSystem {
     }
 
     fn open(&self, name: &str) -> io::Result<File> {
-        OpenOptions::new().read(true).write(true).open(self.root.join(name))
+        let path = self.root.join(name);
+        match OpenOptions::new().read(true).write(true).open(&path) {
+            // A backup's copy may be mounted read-only; who writes there learns it at the first write.
+            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => File::open(&path),
+            opened => opened,
+        }
     }
 
     fn list(&self) -> io::Result<Vec<String>> {
@@ -138,6 +147,60 @@ impl FileSystem for RealFileSystem {
         let found = fs::statvfs(self.root.as_path())?;
         let block = found.f_frsize;
         Ok(DiskSpace { total_bytes: found.f_blocks * block, free_bytes: found.f_bavail * block })
+    }
+}
+
+fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+impl HoldingFileSystem for RealFileSystem {
+    fn holds(&self) -> io::Result<Vec<String>> {
+        let entries = match std::fs::read_dir(self.root.join(HOLDS)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry?;
+            if entry.file_type()?.is_dir()
+                && let Ok(name) = entry.file_name().into_string()
+            {
+                names.push(name);
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn make_hold(&self, hold: &str) -> io::Result<Self> {
+        let holds = self.root.join(HOLDS);
+        std::fs::create_dir_all(&holds)?;
+        sync_directory(&self.root)?;
+        let path = holds.join(hold);
+        std::fs::create_dir(&path)?;
+        sync_directory(&holds)?;
+        Ok(Self { root: Arc::new(path) })
+    }
+
+    fn open_hold(&self, hold: &str) -> io::Result<Self> {
+        let path = self.root.join(HOLDS).join(hold);
+        match std::fs::metadata(&path)?.is_dir() {
+            true => Ok(Self { root: Arc::new(path) }),
+            false => Err(io::ErrorKind::NotADirectory.into()),
+        }
+    }
+
+    fn link(&self, name: &str, hold: &Self) -> io::Result<()> {
+        std::fs::hard_link(self.root.join(name), hold.root.join(name))
+    }
+
+    fn remove_hold(&self, hold: &str) -> io::Result<()> {
+        let holds = self.root.join(HOLDS);
+        match std::fs::remove_dir_all(holds.join(hold)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed.and_then(|()| sync_directory(&holds)),
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use crate::record::crc_around;
 use crate::types::{Finding, JournalError};
 use bytes::Bytes;
 
-const COPIES: [&str; 2] = ["identity-1", "identity-2"];
+pub(crate) const COPIES: [&str; 2] = ["identity-1", "identity-2"];
 const MAGIC: [u8; 8] = *b"HFIDENT2";
 const HEADER_BYTES: usize = 21;
 

@@ -27,6 +27,7 @@
 //!   (`relocation`).
 //! - After any failed write or sync the journal is poisoned; nothing is retried (`writer`).
 //! - A segment is removed only when no record in it can matter to a later replay (`accounting`).
+//! - What a hold names stays readable as it was, whatever is written, moved or removed later (`hold`).
 
 mod accounting;
 mod aside;
@@ -38,6 +39,7 @@ mod encoding;
 mod entry_run;
 mod filesystem;
 mod footer;
+mod hold;
 mod identity;
 mod index_set;
 mod inspection;
@@ -58,6 +60,7 @@ mod writer;
 
 pub use chore::{Chore, Done};
 pub use filesystem::{DiskSpace, FileSystem, RealFileSystem, StoredFile};
+pub use hold::{HeldFile, HeldView, HeldViewFile, HoldingFileSystem};
 pub use inspection::{Inspection, Scrutiny, SegmentReport, inspect, inspect_with_reader};
 pub use reader::{EntryReader, JournalReader, ReadError};
 pub use types::{

@@ -336,7 +336,8 @@ impl<F: FileSystem> Journal<F> {
         self.reader.segment(number)
     }
 
-    pub(crate) fn file_system(&self) -> &F {
+    /// The directory that it is in.
+    pub fn file_system(&self) -> &F {
         &self.fs
     }
 

@@ -1,7 +1,7 @@
 //! The journal on the file system of the machine that runs the tests.
 
 use bytes::Bytes;
-use holdfast_journal::conformance::{check_all, check_full_disk, test_key};
+use holdfast_journal::conformance::{check_all, check_full_disk, check_holds, test_key};
 use holdfast_journal::{Batch, BatchId, Journal, JournalConfig, Op, RealFileSystem};
 use std::cell::RefCell;
 use std::process::Command;
@@ -10,12 +10,14 @@ use std::time::{Duration, Instant};
 #[test]
 fn the_real_file_system_keeps_the_promises_of_its_trait() {
     let roots = RefCell::new(Vec::new());
-    check_all(|| {
+    let blank = || {
         let root = tempfile::tempdir().expect("a temporary directory");
         let fs = RealFileSystem::new(root.path()).expect("a file system");
         roots.borrow_mut().push(root);
         fs
-    });
+    };
+    check_all(blank);
+    check_holds(blank);
 }
 
 /// A file system of its own, in memory, as long as the value lives.

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_engine::admin::{AdminError, AdminReply};
+use holdfast_engine::backup::HoldOrder;
 use holdfast_engine::{AdminRequestId, ConnId, Input, LinkId, Member, Output, PasswordToken};
 use holdfast_journal::{Batch, EntryReader};
 use tokio::runtime::Handle;
@@ -65,6 +66,8 @@ pub struct Core<R: EntryReader> {
     next_admin: u64,
     /// What this round wants written.
     batches: Vec<Batch>,
+    /// What this round wants done about held files, after all of its batches.
+    holds: Vec<HoldOrder>,
     /// Destinations with bytes from this round.
     touched_clients: Vec<ConnId>,
     touched_links: Vec<LinkId>,
@@ -93,6 +96,7 @@ impl<R: EntryReader> Core<R> {
             admin: HashMap::new(),
             next_admin: 0,
             batches: Vec::new(),
+            holds: Vec::new(),
             touched_clients: Vec::new(),
             touched_links: Vec::new(),
             counters_at: std::time::Instant::now(),
@@ -238,6 +242,7 @@ impl<R: EntryReader> Core<R> {
             }
             Output::Undial { address } => self.doors.peers.undial(&address),
             Output::Journal(batch) => self.batches.push(batch),
+            Output::Hold(order) => self.holds.push(order),
             Output::CheckPassword { token, hash, password } => self.check_password(token, hash, password),
             Output::AdminReply { request, reply } => {
                 if let Some(waiting) = self.admin.remove(&request) {
@@ -261,6 +266,9 @@ impl<R: EntryReader> Core<R> {
     fn hand_over(&mut self) {
         if !self.batches.is_empty() {
             self.doors.journal.submit(std::mem::take(&mut self.batches));
+        }
+        for order in self.holds.drain(..) {
+            self.doors.journal.hold(order);
         }
         for conn in self.touched_clients.drain(..) {
             if let Some(client) = self.clients.get_mut(&conn)

@@ -20,8 +20,9 @@ use crate::failure::{ExitKind, Failure};
 pub enum JournalCommand {
     /// Say what is in a stopped member's data directory. Nothing is changed.
     Inspect(JournalArgs),
-    /// The same, after reading every byte of it; ends with code 1 when something is damaged.
-    Verify(JournalArgs),
+    /// The same, after reading every byte of it; ends with code 1 when something is damaged. With --manifest it checks a
+    /// copy of a backup instead, and ends with code 65 when any of it is not as the manifest says.
+    Verify(VerifyArgs),
 }
 
 /// Which journal, and how to say it.
@@ -34,11 +35,29 @@ pub struct JournalArgs {
     json: bool,
 }
 
+/// What to verify.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    #[command(flatten)]
+    journal: JournalArgs,
+    /// A backup's manifest: the directory is a copy of a member's data directory that was made while its hold lived, and
+    /// only the files that the manifest names are looked at.
+    #[arg(long, value_name = "FILE")]
+    manifest: Option<PathBuf>,
+    /// Which member's copy it is, by name; the hold says so itself, unless that is damaged.
+    #[arg(long, requires = "manifest")]
+    member: Option<String>,
+}
+
 /// Carries the command out; false when `verify` found damage. The report goes to standard output.
 pub fn journal(command: &JournalCommand) -> Result<bool, Failure> {
     let (args, scrutiny) = match command {
         JournalCommand::Inspect(args) => (args, Scrutiny::AsAtStart),
-        JournalCommand::Verify(args) => (args, Scrutiny::EveryByte),
+        JournalCommand::Verify(VerifyArgs { journal, manifest: Some(manifest), member }) => {
+            return crate::backup_command::verify(&journal.dir, manifest, member.as_deref(), journal.json)
+                .map(|()| true);
+        }
+        JournalCommand::Verify(args) => (&args.journal, Scrutiny::EveryByte),
     };
     let found = look(&args.dir, scrutiny)?;
     match args.json {

@@ -7,9 +7,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use holdfast_engine::Input;
-use holdfast_journal::{Batch, Chore, Done, FileSystem, Journal, JournalError, Op};
+use holdfast_engine::backup::files::HoldNote;
+use holdfast_engine::backup::{HoldNews, HoldOrder};
+use holdfast_journal::{Batch, Chore, Done, FileSystem, HoldingFileSystem, Journal, JournalError, Op};
 
 use crate::failure::{ExitKind, Failure};
+use crate::holds::HoldKeeper;
 use crate::inbox::{Arrival, Lane};
 use crate::journal_pause::{JournalPause, NoStandstill, Standstill};
 use crate::metrics::NodeMetrics;
@@ -35,6 +38,8 @@ enum Work {
     Write(Vec<Batch>, u64, Instant),
     /// A chore is done; its outcome is in a channel of its own.
     ChoreDone,
+    /// Something about held files, once all before it is durable.
+    Hold(HoldOrder),
     /// Somebody wants the journal to stand still.
     Pause,
     /// Nothing comes after this.
@@ -86,6 +91,11 @@ impl JournalHandle {
         let _ = self.queue.send(Work::Write(batches, bytes, Instant::now()));
     }
 
+    /// Hands over what is to be done about holds, once all that was submitted before is durable.
+    pub fn hold(&self, order: HoldOrder) {
+        let _ = self.queue.send(Work::Hold(order));
+    }
+
     /// Bytes handed over and not yet durable.
     pub fn backlog_bytes(&self) -> u64 {
         self.metrics.journal_backlog_bytes.load(Ordering::Relaxed)
@@ -101,10 +111,11 @@ impl Drop for JournalHandle {
 /// Starts the thread, and a second one for what need not be done between writes. It reports through `inbox`, and ends
 /// when the handle is dropped and all is written, or when the journal fails: then nothing later may count as durable, and
 /// `failed` is called with what to tell the user.
-pub fn start<F: FileSystem>(
+pub fn start<F: HoldingFileSystem>(
     journal: Journal<F>,
     inbox: Lane,
     metrics: Arc<NodeMetrics>,
+    holds: HoldKeeper<F>,
     failed: impl FnOnce(Failure) + Send + 'static,
 ) -> std::io::Result<(JournalHandle, JoinHandle<()>)> {
     let (queue, work) = channel();
@@ -113,8 +124,8 @@ pub fn start<F: FileSystem>(
     let handle = JournalHandle { queue, metrics: metrics.clone(), pause: pause.clone() };
     let thread = std::thread::Builder::new().name("journal".into()).stack_size(512 << 10).spawn(move || {
         let now = Instant::now();
-        let writer =
-            Writer { journal, inbox, metrics, chores, pause, busy: 0, granted_at: now, scrub_at: now + FIRST_SCRUB };
+        let (granted_at, scrub_at) = (now, now + FIRST_SCRUB);
+        let writer = Writer { journal, inbox, metrics, chores, pause, holds, busy: 0, granted_at, scrub_at };
         if let Err(error) = writer.work(&work) {
             failed(Failure::new(
                 ExitKind::Io,
@@ -147,9 +158,10 @@ impl<F: FileSystem> Chores<F> {
     }
 }
 
-struct Writer<F: FileSystem> {
+struct Writer<F: HoldingFileSystem> {
     journal: Journal<F>,
     inbox: Lane,
+    holds: HoldKeeper<F>,
     metrics: Arc<NodeMetrics>,
     chores: Chores<F>,
     pause: JournalPause,
@@ -159,11 +171,12 @@ struct Writer<F: FileSystem> {
     scrub_at: Instant,
 }
 
-impl<F: FileSystem> Writer<F> {
+impl<F: HoldingFileSystem> Writer<F> {
     fn work(mut self, work: &Receiver<Work>) -> Result<(), JournalError> {
         let mut together = Vec::new();
         loop {
             let (mut bytes, mut ends, mut pauses, mut waiting_since) = (0, false, false, None);
+            let mut order = None;
             let patience = if self.journal.has_work() { GRANT_EVERY } else { IDLE };
             let mut next = match work.recv_timeout(patience) {
                 Ok(first) => Some(first),
@@ -178,10 +191,11 @@ impl<F: FileSystem> Writer<F> {
                         bytes += more;
                     }
                     Work::ChoreDone => {}
+                    Work::Hold(one) => order = Some(one),
                     Work::Pause => pauses = true,
                     Work::End => ends = true,
                 }
-                if !pauses && together.len() < WRITE_BATCHES && bytes < WRITE_BYTES {
+                if !pauses && order.is_none() && together.len() < WRITE_BATCHES && bytes < WRITE_BYTES {
                     next = work.try_recv().ok();
                 }
             }
@@ -189,6 +203,11 @@ impl<F: FileSystem> Writer<F> {
                 self.metrics.journal_wait_seconds.observe(since.elapsed().as_secs_f64());
             }
             if !self.write(&mut together, bytes)? || ends {
+                return Ok(());
+            }
+            if let Some(order) = order
+                && !self.hold(order)
+            {
                 return Ok(());
             }
             let began = Instant::now();
@@ -215,6 +234,23 @@ impl<F: FileSystem> Writer<F> {
         together.clear();
         let at = Instant::now();
         Ok(self.inbox.send_blocking(Arrival::Written { reports: written, at }).is_ok())
+    }
+
+    /// Everything before it is durable. False when the core has ended.
+    fn hold(&mut self, order: HoldOrder) -> bool {
+        let HoldOrder::Make { barrier, hold, member, expires_at_ms, places } = order else {
+            self.holds.order(order);
+            return true;
+        };
+        let news = match self.journal.hold(&hold) {
+            Ok((directory, files)) => {
+                let note = HoldNote { id: hold, member, barrier: format!("{barrier:016x}"), expires_at_ms };
+                self.holds.describe(barrier, note, directory, files, places);
+                HoldNews::Held { barrier }
+            }
+            Err(error) => HoldNews::Described { barrier, part: Err(error.to_string()) },
+        };
+        self.inbox.send_blocking(Arrival::Input(Input::Hold(news))).is_ok()
     }
 
     /// Chores make and change files too, so none is under way meanwhile.
@@ -250,6 +286,10 @@ impl<F: FileSystem> Writer<F> {
             self.busy += 1;
         }
         match self.journal.upkeep()? {
+            Some(upkeep) if upkeep.space.is_some_and(|space| space.low) => {
+                self.holds.make_room();
+                Ok(self.inbox.send_blocking(Arrival::Input(Input::Upkeep(upkeep))).is_ok())
+            }
             Some(upkeep) => Ok(self.inbox.send_blocking(Arrival::Input(Input::Upkeep(upkeep))).is_ok()),
             None => Ok(true),
         }

@@ -12,6 +12,7 @@
 //! socket ([`clients`]), what waits for a link ([`peers`]), what waits for the disk ([`core`]).
 
 pub mod admin;
+mod backup_command;
 pub mod clients;
 pub mod clock;
 pub mod config;
@@ -22,6 +23,7 @@ pub mod descriptors;
 pub mod dev;
 pub mod failure;
 pub mod framing;
+pub mod holds;
 pub mod http_server;
 pub mod inbox;
 pub mod journal_command;

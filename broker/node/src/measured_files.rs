@@ -6,7 +6,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
-use holdfast_journal::{DiskSpace, FileSystem, RealFileSystem, StoredFile};
+use holdfast_journal::{DiskSpace, FileSystem, HoldingFileSystem, RealFileSystem, StoredFile};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 
@@ -95,6 +95,28 @@ impl FileSystem for MeasuredFiles {
     }
 }
 
+impl HoldingFileSystem for MeasuredFiles {
+    fn holds(&self) -> io::Result<Vec<String>> {
+        self.files.holds()
+    }
+
+    fn make_hold(&self, hold: &str) -> io::Result<Self> {
+        Ok(Self { files: self.files.make_hold(hold)?, meter: self.meter.clone() })
+    }
+
+    fn open_hold(&self, hold: &str) -> io::Result<Self> {
+        Ok(Self { files: self.files.open_hold(hold)?, meter: self.meter.clone() })
+    }
+
+    fn link(&self, name: &str, hold: &Self) -> io::Result<()> {
+        self.files.link(name, &hold.files)
+    }
+
+    fn remove_hold(&self, hold: &str) -> io::Result<()> {
+        self.files.remove_hold(hold)
+    }
+}
+
 impl StoredFile for MeasuredFile {
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.meter.written_bytes.inc_by(data.len() as u64);
@@ -121,18 +143,20 @@ impl StoredFile for MeasuredFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use holdfast_journal::conformance::check_all;
+    use holdfast_journal::conformance::{check_all, check_holds};
     use std::cell::RefCell;
 
     #[test]
     fn measured_files_do_what_every_file_system_does() {
         let (meter, directories) = (DiskMeter::default(), RefCell::new(Vec::new()));
-        check_all(|| {
+        let blank = || {
             let directory = tempfile::tempdir().unwrap();
             let files = RealFileSystem::new(directory.path()).unwrap();
             directories.borrow_mut().push(directory);
             MeasuredFiles::new(files, meter.clone())
-        });
+        };
+        check_all(blank);
+        check_holds(blank);
         assert!(meter.written_bytes.get() > 0);
     }
 }

@@ -23,6 +23,7 @@ use crate::crew::{Threads, default_workers};
 use crate::data_dir::DataDir;
 use crate::descriptors::Budget;
 use crate::failure::{ExitKind, Failure};
+use crate::holds::HoldKeeper;
 use crate::http_server;
 use crate::inbox::{Arrival, Inbox, Lanes};
 use crate::journal_thread::{self, JournalBrake};
@@ -227,12 +228,15 @@ impl Process<'_> {
         let threads = Threads::start(self.workers(), metrics.worker_rounds.clone())
             .map_err(|error| internal("cannot start the workers' threads", &error))?;
         let member = member.with_crew(Box::new(threads));
-        let (journal, _thread) = journal_thread::start(journal, inbox.control.clone(), metrics.clone(), end_process)
+        let holds = HoldKeeper::start(journal.file_system().clone(), inbox.control.clone())
+            .map_err(|error| internal("cannot start the thread of holds", &error))?;
+        let (control, kept) = (inbox.control.clone(), holds.clone());
+        let (journal, _thread) = journal_thread::start(journal, control, metrics.clone(), kept, end_process)
             .map_err(|error| internal("cannot start the journal's thread", &error))?;
         let (own_host, _) = host_and_port(&self.config.advertise.peer).unwrap_or_default();
         self.runtime.spawn(memory::watch(inbox.clone(), self.high_watermark_bytes()));
         let peers = Peers::new(inbox.clone(), self.certificates.client()?, own_host);
-        self.serve(listeners, &inbox, &peers, &metrics, clock, journal.brake())?;
+        self.serve(listeners, &inbox, &peers, &metrics, clock, (journal.brake(), holds))?;
         let doors = Doors {
             inbox: inbox.clone(),
             journal,
@@ -284,7 +288,7 @@ impl Process<'_> {
         peers: &Peers,
         metrics: &Arc<NodeMetrics>,
         clock: Clock,
-        brake: JournalBrake,
+        (brake, holds): (JournalBrake, HoldKeeper<MeasuredFiles>),
     ) -> Result<(), Failure> {
         let data_dir: PathBuf = self.data_dir.path().into();
         let budget = Budget::take(self.config.limits.connections);
@@ -307,6 +311,7 @@ impl Process<'_> {
                 brake,
                 end_process,
             ));
+            let router = router.merge(admin::backup::router(inbox.clone(), data_dir.clone(), holds));
             self.runtime.spawn(http_server::serve(listener, Some(tls), router, budget.http));
         }
         if let Some(listener) = listeners.http {

@@ -20,7 +20,8 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         // A long queue's state is large: it is written down again when as much was written in entries.
         let worthwhile = bytes + entries * ENTRY_OVERHEAD_BYTES >= self.checkpoint_size;
         let forced = self.pinning > 0 && self.applied > self.checkpoint;
-        if !(forced || due && worthwhile) || self.checkpoint_pending.is_some() || self.installing {
+        if cx.keeps_history() || !(forced || due && worthwhile) || self.checkpoint_pending.is_some() || self.installing
+        {
             return;
         }
         let index = self.applied;
@@ -56,7 +57,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         let prefix = self.log().prefix().0;
         // The journal drops at a compaction every body that is not listed, so also those that just came in.
         let receiving = self.incoming.is_some() || self.install.is_some() || self.installing;
-        if self.checkpoint <= prefix || self.is_sending() || receiving {
+        if self.checkpoint <= prefix || self.is_sending() || receiving || cx.keeps_history() {
             return;
         }
         let floor = if self.is_leader() { self.matched_by_live(cx) } else { self.floor };
@@ -84,7 +85,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         // Above the prefix the log itself still needs them; compaction drops them later.
         let prefix = self.log().prefix().0;
         dead.retain(|index| *index <= prefix);
-        if self.is_sending() {
+        if self.is_sending() || cx.keeps_history() {
             self.deferred_dead.append(&mut dead);
             return;
         }

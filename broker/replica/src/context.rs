@@ -34,6 +34,9 @@ pub(crate) struct Context<E> {
     pub last_checkpoint_id: u64,
     /// Leaderships are handed away until then.
     pub draining_until: Option<Instant>,
+    /// Until then nothing is checkpointed, compacted or given up: a backup is about to hold the journal's files, which must
+    /// still show every group as it was at the barrier.
+    pub history_until: Instant,
     /// How long the oldest batch of other hosts of this member has been at the journal.
     pub disk_age: Duration,
 }
@@ -46,6 +49,11 @@ impl<E> Context<E> {
 
     pub fn is_live(&self, member: MemberId) -> bool {
         !self.suspected.contains(&member)
+    }
+
+    /// True while what groups went through is to stay on disk.
+    pub fn keeps_history(&self) -> bool {
+        self.now < self.history_until
     }
 
     /// Stamps an envelope and puts it out.

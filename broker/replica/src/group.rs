@@ -87,7 +87,7 @@ pub(crate) struct Group<M: Machine, R: EntryReader> {
     pub pinning: u32,
     /// From the leader: how far all live replicas hold the log.
     pub floor: u64,
-    /// Payloads below the prefix that died while a snapshot that needs them is being sent.
+    /// Payloads below the prefix that died while a snapshot that needs them is being sent, or a backup is about to begin.
     pub deferred_dead: Vec<u64>,
 
     pub prepared: Option<Prepared>,

@@ -85,6 +85,7 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
             last_checkpoint_id: 0,
             draining_until: None,
             disk_age: Duration::ZERO,
+            history_until: Instant(0),
         };
         let logger = slog::Logger::root(Discard, slog::o!());
         let (replicas, mending) = (BTreeMap::new(), BTreeSet::new());
@@ -201,6 +202,11 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
     /// The index up to which the group's machine here has applied the log; 0 without a running replica.
     pub fn applied(&self, group: GroupId) -> u64 {
         self.running(group).map_or(0, |group| group.applied)
+    }
+
+    /// The index up to which the group's log is known here to be committed; 0 without a running replica.
+    pub fn commit(&self, group: GroupId) -> u64 {
+        self.running(group).map_or(0, Group::commit)
     }
 
     /// The group's Raft term as this member knows it; 0 without a running replica.
@@ -504,7 +510,7 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
         }
     }
 
-    fn running_groups(&self) -> Vec<GroupId> {
+    pub(crate) fn running_groups(&self) -> Vec<GroupId> {
         let running = |replica: &Replica<M, R>| matches!(replica, Replica::Running(_));
         self.replicas.iter().filter(|(_, replica)| running(replica)).map(|(id, _)| *id).collect()
     }

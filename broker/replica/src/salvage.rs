@@ -6,7 +6,7 @@
 //! after any election.
 
 use bytes::Bytes;
-use holdfast_journal::{EntryReader, GroupKey, Location, Op, RecoveredGroup};
+use holdfast_journal::{EntryReader, GroupKey, HardState, Location, Op, RecoveredGroup};
 use holdfast_queue::ids::ReplicaId;
 use holdfast_queue::{ApplyMeta, Machine};
 use raft::eraftpb::ConfState;
@@ -47,6 +47,29 @@ impl<M: Machine> GroupCopy<M> {
     /// # Errors
     /// Why the copy cannot be used, in words.
     pub fn read<R: EntryReader>(recovered: RecoveredGroup, reader: &R) -> Result<Self, String> {
+        Self::read_up_to(recovered, reader, u64::MAX)
+    }
+
+    /// The same, without the entries above `up_to`: the group as a backup cuts it. What a disk knows of the commit index does
+    /// not matter then, since whoever names the place knows that it was committed.
+    ///
+    /// # Errors
+    /// Why the copy cannot be used, in words: among other reasons, that it does not reach that far, or that its checkpoint is
+    /// of a later state, from which no way leads back.
+    pub fn read_cut<R: EntryReader>(recovered: RecoveredGroup, reader: &R, up_to: u64) -> Result<Self, String> {
+        let state = recovered.hard_state.map(|state| HardState { commit: state.commit.min(up_to), ..state });
+        let checkpointed = recovered.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.index);
+        if checkpointed > up_to {
+            return Err(format!("its checkpoint is of index {checkpointed}, above {up_to}"));
+        }
+        let copy = Self::read_up_to(RecoveredGroup { hard_state: state, ..recovered }, reader, up_to)?;
+        match copy.last_index == up_to {
+            true => Ok(copy),
+            false => Err(format!("its log ends at {}, below {up_to}", copy.last_index)),
+        }
+    }
+
+    fn read_up_to<R: EntryReader>(recovered: RecoveredGroup, reader: &R, up_to: u64) -> Result<Self, String> {
         if let Some(corruption) = recovered.corruption {
             return Err(corruption.why);
         }
@@ -69,7 +92,7 @@ impl<M: Machine> GroupCopy<M> {
             machine,
             payloads: recovered.bodies,
         };
-        for entry in recovered.entries {
+        for entry in recovered.entries.into_iter().take_while(|entry| entry.index <= up_to) {
             copy.payloads.push((entry.index, entry.location));
             if entry.index <= checkpoint.index {
                 continue;

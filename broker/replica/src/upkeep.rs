@@ -42,6 +42,17 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
         }
     }
 
+    /// Takes no checkpoint, compacts no log and gives no payload up until then, for a backup that is about to hold the
+    /// journal's files. A time that has passed ends it.
+    pub fn keep_history(&mut self, until: Instant, now: Instant) {
+        self.set_time(now);
+        self.cx.history_until = until;
+        if !self.cx.keeps_history() {
+            // Each looks at what it has put off.
+            self.cx.dirty.extend(self.running_groups());
+        }
+    }
+
     fn is_here(&self, key: GroupKey) -> bool {
         self.running(GroupId(key.group)).is_some_and(|group| group.key == key)
     }

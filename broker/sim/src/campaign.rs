@@ -8,7 +8,7 @@ use crate::faults::{FAULTS, How};
 use crate::mutants::Mutation;
 use crate::plan::{Cut, Profile};
 use crate::run::{Failure, Run, Summary};
-use crate::{membership, replicas};
+use crate::{backups, membership, replicas};
 
 /// Which seeds, and over how many threads.
 #[derive(Clone, Copy, Debug)]
@@ -136,6 +136,12 @@ impl Campaign {
     #[must_use]
     pub fn go_policies(&self) -> bool {
         self.go_named("policies", |seed| membership::run_policies_seed(seed, None))
+    }
+
+    /// Plays backups under load and faults.
+    #[must_use]
+    pub fn go_backups(&self) -> bool {
+        self.go_named("backups", |seed| backups::run_seed(seed, None))
     }
 
     fn go_named(&self, profile: &str, play: impl Fn(u64) -> Result<Summary, Box<Failure>> + Sync) -> bool {

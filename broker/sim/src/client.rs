@@ -3,6 +3,8 @@
 //! It speaks real frames through `holdfast-wire`. When its connection ends, or a reply stays out too long, it says so
 //! and the world connects it anew, to the next member.
 
+mod mover;
+
 use std::collections::BTreeMap;
 
 use bytes::{Bytes, BytesMut};
@@ -48,6 +50,11 @@ pub enum Role {
     Consumer {
         /// Unacked messages that it accepts; with `u16::MAX` it settles none before it drains.
         prefetch: u16,
+    },
+    /// Publishes what it is given to another queue, which must be there, and acks it once that is confirmed.
+    Mover {
+        /// Where to.
+        to: &'static str,
     },
     /// Takes messages one by one with `basic.get`, and acks them.
     Getter,
@@ -100,6 +107,8 @@ pub struct Client {
     /// The queue that it declares next was deleted by it, or is a new one.
     deleted: bool,
     held: Vec<(u64, MessageId)>,
+    /// A mover's deliveries, by the number of the publish that is to replace each.
+    moving: BTreeMap<u64, (u64, MessageId)>,
     acked: Vec<MessageId>,
     awaiting_sync: Vec<MessageId>,
     draining: bool,
@@ -143,6 +152,7 @@ impl Client {
             churned: 0,
             deleted: true,
             held: Vec::new(),
+            moving: BTreeMap::new(),
             acked: Vec::new(),
             awaiting_sync: Vec::new(),
             draining: false,
@@ -169,7 +179,7 @@ impl Client {
     pub fn is_done(&self) -> bool {
         match self.role {
             Role::Producer { total, .. } => (self.draining || self.confirmed >= total) && self.unconfirmed.is_empty(),
-            Role::Consumer { .. } | Role::Getter => {
+            Role::Consumer { .. } | Role::Getter | Role::Mover { .. } => {
                 self.held.is_empty() && self.acked.is_empty() && self.awaiting_sync.is_empty()
             }
             Role::Churner { .. } => self.draining && self.waiting_since.is_none(),
@@ -222,6 +232,7 @@ impl Client {
         }
         self.partial = None;
         self.held.clear();
+        self.moving.clear();
         // Their acks may or may not have arrived: nothing is claimed about them.
         self.acked.clear();
         self.awaiting_sync.clear();
@@ -272,8 +283,10 @@ impl Client {
             Role::Consumer { .. } => self.settle_some(now_us, ledger),
             Role::Getter => self.get_one(now_us),
             Role::Churner { .. } => self.churn(now_us),
+            Role::Mover { to } => self.move_some(now_us, to),
         }
-        if !self.draining && self.rng.range(0, TICKS_PER_CLOSE) == 0 {
+        let may_close = !self.draining && !matches!(self.role, Role::Mover { .. });
+        if may_close && self.rng.range(0, TICKS_PER_CLOSE) == 0 {
             self.close(now_us, ledger);
         }
     }
@@ -359,6 +372,7 @@ impl Client {
                 self.deleted = true;
                 self.churned += 1;
             }
+            Method::ConfirmSelectOk {} if matches!(self.role, Role::Mover { .. }) => self.qos(mover::PREFETCH),
             Method::ConfirmSelectOk {} => self.ready(),
             Method::BasicQosOk {} => self.qos_ok(now_us, ledger),
             Method::BasicConsumeOk { .. } => self.ready(),
@@ -396,6 +410,7 @@ impl Client {
             Role::Producer { .. } if self.has_confirms => self.send(&Method::ConfirmSelect { no_wait: false }),
             Role::Producer { .. } | Role::Getter => self.ready(),
             Role::Consumer { prefetch } => self.qos(prefetch),
+            Role::Mover { .. } => self.send(&Method::ConfirmSelect { no_wait: false }),
             Role::Churner { .. } => {
                 if messages > 0 && self.deleted {
                     self.complaint = Some(format!("a queue was made again and held {messages} messages"));
@@ -490,7 +505,13 @@ impl Client {
     }
 
     fn confirmed(&mut self, now_us: u64, tag: u64, multiple: bool, ledger: &mut Ledger) {
-        for (number, sent_us) in self.take_tags(tag, multiple) {
+        let taken = self.take_tags(tag, multiple);
+        if matches!(self.role, Role::Mover { .. }) {
+            self.moved(taken.iter().map(|(number, _)| *number));
+            self.waiting_since = (!self.unconfirmed.is_empty()).then_some(now_us);
+            return;
+        }
+        for (number, sent_us) in taken {
             ledger.confirmed(self.message(number));
             self.confirms.push(self.message(number));
             self.confirmed += 1;
@@ -501,7 +522,13 @@ impl Client {
     }
 
     fn refused(&mut self, now_us: u64, tag: u64, multiple: bool, ledger: &mut Ledger) {
-        for (number, _) in self.take_tags(tag, multiple) {
+        let taken = self.take_tags(tag, multiple);
+        if matches!(self.role, Role::Mover { .. }) {
+            self.not_moved(taken.iter().map(|(number, _)| *number), ledger);
+            self.waiting_since = (!self.unconfirmed.is_empty()).then_some(now_us);
+            return;
+        }
+        for (number, _) in taken {
             ledger.refused(self.message(number));
         }
         self.waiting_since = (!self.unconfirmed.is_empty()).then_some(now_us);

@@ -1,6 +1,8 @@
 //! A disk that keeps its promises and no more: synced bytes and names survive a crash, anything else may be kept,
 //! lost or torn, sector by sector and in any order.
 
+mod holds;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use holdfast_journal::{DiskSpace, FileSystem, StoredFile};
 
 use crate::rng::Rng;
+use holds::directory_of;
 
 /// The unit that a disk writes whole.
 const SECTOR_BYTES: usize = 512;
@@ -97,12 +100,16 @@ struct State {
     retries_syncs: bool,
     /// So many reads fail.
     failing_reads: u64,
+    /// Directories of holds.
+    holds: BTreeSet<String>,
 }
 
-/// One member's directory. Clones are the same directory.
+/// One member's directory, or the directory of one of its holds. Clones are the same directory.
 #[derive(Clone, Debug, Default)]
 pub struct SimDisk {
     state: Arc<Mutex<State>>,
+    /// What all names in it begin with: nothing, or that of a hold.
+    directory: String,
 }
 
 /// An open file of a [`SimDisk`].
@@ -362,7 +369,8 @@ impl State {
     }
 
     fn used_bytes(&self) -> u64 {
-        self.names.values().filter_map(|inode| self.inodes.get(inode)).map(|inode| inode.bytes.len() as u64).sum()
+        let named: BTreeSet<&u64> = self.names.values().collect();
+        named.into_iter().filter_map(|inode| self.inodes.get(inode)).map(|inode| inode.bytes.len() as u64).sum()
     }
 
     /// Whether the files may grow by so many bytes.
@@ -389,6 +397,7 @@ impl FileSystem for SimDisk {
     type File = SimFile;
 
     fn create(&self, name: &str, size_bytes: u64) -> io::Result<SimFile> {
+        let name = &self.path(name);
         let mut state = self.lock();
         state.spend()?;
         if state.names.contains_key(name) {
@@ -404,15 +413,18 @@ impl FileSystem for SimDisk {
 
     fn open(&self, name: &str) -> io::Result<SimFile> {
         let state = self.lock();
-        let inode = *state.names.get(name).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        let inode = *state.names.get(&self.path(name)).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
         Ok(SimFile { disk: self.clone(), inode })
     }
 
     fn list(&self) -> io::Result<Vec<String>> {
-        Ok(self.lock().names.keys().cloned().collect())
+        let state = self.lock();
+        let here = state.names.keys().filter(|name| directory_of(name) == self.directory);
+        Ok(here.map(|name| name[self.directory.len()..].to_owned()).collect())
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
+        let name = &self.path(name);
         let mut state = self.lock();
         state.spend()?;
         if !state.names.contains_key(name) {
@@ -423,6 +435,7 @@ impl FileSystem for SimDisk {
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let (from, to) = (&self.path(from), &self.path(to));
         let mut state = self.lock();
         state.spend()?;
         if !state.names.contains_key(from) {
@@ -435,7 +448,9 @@ impl FileSystem for SimDisk {
     fn sync_dir(&self) -> io::Result<()> {
         let mut state = self.lock();
         state.spend()?;
-        let pending = std::mem::take(&mut state.pending);
+        let is_here = |change: &NameChange| change.is_in(&self.directory);
+        let (pending, others): (Vec<_>, Vec<_>) = std::mem::take(&mut state.pending).into_iter().partition(is_here);
+        state.pending = others;
         for change in &pending {
             apply(&mut state.durable_names, change);
         }

@@ -7,7 +7,7 @@
 //! `redelivered` flag; any delivery after as many acks became durable as it was sent is a violation. An ack is durable
 //! once a later synchronous reply on its channel has been read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::holdings::Holdings;
 
@@ -192,6 +192,34 @@ impl Ledger {
     #[must_use]
     pub fn confirmed_count(&self) -> u64 {
         self.confirmed
+    }
+
+    fn ids(&self, wanted: impl Fn(&Entry) -> bool) -> BTreeSet<MessageId> {
+        self.entries.iter().filter(|(_, entry)| wanted(entry)).map(|(id, _)| *id).collect()
+    }
+
+    /// Messages that were written to a socket.
+    #[must_use]
+    pub fn sent_ids(&self) -> BTreeSet<MessageId> {
+        self.ids(|entry| entry.sent > 0)
+    }
+
+    /// Messages whose confirm was read.
+    #[must_use]
+    pub fn confirmed_ids(&self) -> BTreeSet<MessageId> {
+        self.ids(|entry| entry.confirmed)
+    }
+
+    /// Messages that a consumer received.
+    #[must_use]
+    pub fn delivered_ids(&self) -> BTreeSet<MessageId> {
+        self.ids(|entry| entry.delivered > 0)
+    }
+
+    /// Messages that must not come back.
+    #[must_use]
+    pub fn durably_acked_ids(&self) -> BTreeSet<MessageId> {
+        self.ids(|entry| entry.acks_durable > 0 && entry.acks_durable >= entry.sent)
     }
 
     /// True when every confirmed message was received at least once.

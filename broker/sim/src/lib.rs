@@ -16,12 +16,14 @@
 //! | `invariants` | one promise in each file, with its source |
 //! | `campaign`, `minimize` | many seeds over threads, with reports; a failing run made smaller |
 //! | `membership` | members that come, go, are replaced and have damaged disks, under load and other faults |
+//! | `backups` | barriers under load and other faults, and slow copies of what they hold |
 //! | `mutants` | planted bugs that the simulator must find |
 //! | `replicas` | replication and journal alone, for many more leader changes in the same time |
 //!
 //! Invariant: nothing here or below reads a clock, a thread or a hasher's order; the same seed and the same code give the
 //! same run, event by event. `tests/regressions.rs` keeps every bug that was found, by name.
 
+pub mod backups;
 pub mod campaign;
 pub mod client;
 pub mod disk;

@@ -7,7 +7,7 @@ use holdfast_sim::minimize::minimize;
 use holdfast_sim::mutants::Mutation;
 use holdfast_sim::plan::{Cut, Profile};
 use holdfast_sim::run::{Run, Watch};
-use holdfast_sim::{membership, replicas};
+use holdfast_sim::{backups, membership, replicas};
 use std::process::ExitCode;
 
 /// What is simulated.
@@ -21,6 +21,8 @@ enum Named {
     Replicas,
     /// Whole members that come, go, lose their disks and find them damaged.
     Membership,
+    /// Barriers under load and faults; what is copied of each is judged by the ledger.
+    Backups,
     /// Whole members whose replication policies change while they die and are cut off.
     Policies,
 }
@@ -126,6 +128,8 @@ fn main() -> ExitCode {
         replicas_only(&arguments)
     } else if arguments.profile == Named::Policies {
         policies_only(&arguments)
+    } else if arguments.profile == Named::Backups {
+        backups_only(&arguments)
     } else if arguments.is_of_membership() {
         membership_only(&arguments)
     } else if let Some(seed) = arguments.seed {
@@ -159,6 +163,13 @@ fn one(arguments: &Arguments, seed: u64, mutation: Option<Mutation>) -> bool {
 fn membership_only(arguments: &Arguments) -> bool {
     let Some(seed) = arguments.seed else { return arguments.campaign().go_membership() };
     let outcome = membership::run_seed(seed, Some(Watch { group: arguments.watch }));
+    println!("seed {seed}: {:?}", outcome.as_ref().map_err(|failure| &failure.what));
+    outcome.is_ok()
+}
+
+fn backups_only(arguments: &Arguments) -> bool {
+    let Some(seed) = arguments.seed else { return arguments.campaign().go_backups() };
+    let outcome = backups::run_seed(seed, Some(Watch { group: arguments.watch }));
     println!("seed {seed}: {:?}", outcome.as_ref().map_err(|failure| &failure.what));
     outcome.is_ok()
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use holdfast_engine::backup::HoldOrder;
 use holdfast_engine::identity::MemberUuid;
 use holdfast_engine::{Budgets, Crew, Input, LinkId, Member, MemberConfig, Start, Worker};
 use holdfast_journal::{
@@ -98,6 +99,12 @@ pub struct Running {
     pub chore: Option<Chore<SimDisk>>,
     /// Batches that wait for the write under way to end.
     pub queued: VecDeque<Batch>,
+    /// Batches that were ever handed over, and those that are durable.
+    pub handed: u64,
+    /// See `handed`.
+    pub written: u64,
+    /// Orders about holds, each with the number of batches that come before it.
+    pub holds: VecDeque<(u64, HoldOrder)>,
     /// Batches in the write under way.
     pub writing: Vec<Batch>,
     /// When the earliest tick that was scheduled fires.
@@ -209,6 +216,9 @@ impl Process {
             journal,
             chore: None,
             queued: VecDeque::new(),
+            handed: 0,
+            written: 0,
+            holds: VecDeque::new(),
             writing: Vec::new(),
             tick_at_us: 0,
             dials: BTreeMap::new(),
@@ -267,7 +277,9 @@ impl Running {
     /// When the disk failed.
     pub fn finish_write(&mut self) -> Result<Vec<Written>, String> {
         let batches = std::mem::take(&mut self.writing);
-        self.journal.write_many(&batches).map_err(|error| error.to_string())
+        let written = self.journal.write_many(&batches).map_err(|error| error.to_string())?;
+        self.written += batches.len() as u64;
+        Ok(written)
     }
 
     /// What the journal does beside its writes: a chore that was begun after one write ends after the next.

@@ -3,6 +3,7 @@
 mod checks;
 mod clients;
 mod disks;
+mod holds;
 mod links;
 
 use std::cmp::Reverse;
@@ -61,6 +62,8 @@ pub enum Event {
     PowerLoss { member: usize, down_us: u64 },
     /// A full disk has space again.
     DiskFreed { member: usize },
+    /// The files of a hold are read.
+    HoldRead { member: usize, life: u64, described: Box<holds::Described> },
     /// A process that took too much memory takes less.
     MemoryFreed { member: usize },
 }
@@ -229,6 +232,7 @@ impl World {
             Err(why) => return Err(why),
         }
         self.trace.note(now, format!("m{member} starts"));
+        self.look_at_holds(member, true);
         self.schedule(now + disks::IDLE_US, Event::IdleJournal { member, life: self.processes[member].life });
         self.touched[member] = true;
         if self.running() * 2 > MEMBERS {
@@ -444,6 +448,7 @@ impl World {
                 self.free_disk(member);
                 Ok(())
             }
+            Event::HoldRead { member, life, described } => self.hold_read(member, life, &described),
             Event::MemoryFreed { member } => self.see_memory(member, 0),
         }
     }
@@ -556,8 +561,10 @@ impl World {
                 let batch = crate::mutants::at_journal(self.mutation, batch);
                 if let Some(running) = &mut self.processes[member].running {
                     running.queued.push_back(batch);
+                    running.handed += 1;
                 }
             }
+            Output::Hold(order) => return self.hold(member, order),
             Output::CheckPassword { token, hash, password } => {
                 let ok = hash.as_bytes() == password.as_ref();
                 return self.give(member, Input::PasswordChecked { token, ok });

@@ -8,6 +8,8 @@ use holdfast_queue::ids::BootId;
 use holdfast_queue::time::Instant;
 use holdfast_replica::HostConfig;
 
+use holdfast_engine::backup::{HoldNews, HoldOrder, MemberEntry, MemberPart, PlaceEntry, StateEntry};
+
 use super::{Client, Cluster, MemoryDisk, Running, address};
 
 /// Starts a member; checkpoints come early, so that logs are compacted within a test.
@@ -42,6 +44,30 @@ pub fn start(
 }
 
 impl Cluster {
+    /// What a driver does about holds, without files: a member says that it holds what it has applied.
+    pub fn hold(&mut self, at: usize, order: HoldOrder) {
+        match &order {
+            HoldOrder::Make { barrier, member, places, .. } => {
+                let host = self.member(at).host().expect("it is in a cluster");
+                let state = StateEntry { machine_sha256: "sum".into(), queues: Vec::new() };
+                let applied = places.iter().filter(|place| host.applied(place.group) >= place.index);
+                let whole = applied.map(|place| (PlaceEntry::from(place), state.clone())).collect();
+                let entry = MemberEntry { name: member.clone(), ..MemberEntry::default() };
+                let part = MemberPart { entry, whole };
+                let able = !self.unable_to_hold.contains(&at);
+                let part = if able { Ok(part.to_bytes()) } else { Err("its disk has no room".to_owned()) };
+                let news = [HoldNews::Held { barrier: *barrier }, HoldNews::Described { barrier: *barrier, part }];
+                self.inputs.extend(news.map(|news| (at, Input::Hold(news))));
+            }
+            HoldOrder::Store { barrier, .. } => {
+                let stored = HoldNews::Stored { barrier: *barrier, outcome: Ok(()) };
+                self.inputs.push_back((at, Input::Hold(stored)));
+            }
+            HoldOrder::Release { .. } => {}
+        }
+        self.holds.push((at, order));
+    }
+
     /// Ends a member at once; its links break, its clients too.
     pub fn kill(&mut self, at: usize) {
         self.members[at] = None;

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::{Bytes, BytesMut};
 use holdfast_engine::admin::{AdminAction, AdminError, AdminReply, AdminRequest, ExpectedMember, UserCredentials};
+use holdfast_engine::backup::HoldOrder;
 use holdfast_engine::{AdminRequestId, Budgets, ConnId, FRAME_ROOM_BYTES, Input, LinkId, LinkOrigin, Member, Output};
 use holdfast_journal::Recovered;
 use holdfast_queue::ids::GroupId;
@@ -55,6 +56,10 @@ pub struct Cluster {
     waiting: Vec<((usize, usize), Input)>,
     /// The largest body that clients publish: no frame may hold more than it and [`FRAME_ROOM_BYTES`].
     pub largest_body: usize,
+    /// Members whose disks cannot hold files for a backup.
+    pub unable_to_hold: Vec<usize>,
+    /// What members have stored or released for backups.
+    pub holds: Vec<(usize, HoldOrder)>,
     pub events: Vec<String>,
     pub exits: Vec<(usize, bool, String)>,
     /// Clients whose sockets take nothing.
@@ -100,6 +105,8 @@ impl Cluster {
             stopped: Vec::new(),
             waiting: Vec::new(),
             largest_body: 64 << 10,
+            unable_to_hold: Vec::new(),
+            holds: Vec::new(),
             events: Vec::new(),
             exits: Vec::new(),
             stalled: Vec::new(),
@@ -161,6 +168,16 @@ impl Cluster {
         self.inputs.push_back((member, Input::Admin { request, body: AdminRequest { token, action } }));
         self.wait("the admin request is answered", |cluster| cluster.replies.contains_key(&request));
         self.replies.remove(&request).expect("just seen")
+    }
+
+    /// Whether the request was answered.
+    pub fn answered(&self, request: AdminRequestId) -> bool {
+        self.replies.contains_key(&request)
+    }
+
+    /// Takes the answer, which has come.
+    pub fn answer(&mut self, request: AdminRequestId) -> Result<AdminReply, AdminError> {
+        self.replies.remove(&request).expect("it was answered")
     }
 
     pub fn member(&self, at: usize) -> &Member<MemoryDisk> {
@@ -276,6 +293,7 @@ impl Cluster {
                     }
                 }
             }
+            Output::Hold(order) => self.hold(at, order),
             Output::CheckPassword { token, hash, password } => {
                 let ok = hash.as_bytes() == [b"hash of ", password.as_ref()].concat();
                 self.inputs.push_back((at, Input::PasswordChecked { token, ok }));

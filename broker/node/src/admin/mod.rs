@@ -1,5 +1,6 @@
 //! The admin API: the operator's only door to a running broker. HTTP with certificates on both sides; JSON both ways.
 
+pub mod backup;
 pub mod client;
 pub mod json;
 mod policies;

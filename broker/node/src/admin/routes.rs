@@ -1,5 +1,6 @@
 //! Paths of the admin API, and their mapping to the engine's requests.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -114,20 +115,23 @@ impl Admin {
 /// Bytes used by a directory and free on its file system; zero where the system does not tell.
 pub fn measure(dir: &std::path::Path) -> Disk {
     let free_bytes = rustix::fs::statvfs(dir).map_or(0, |stat| stat.f_bavail * stat.f_frsize);
-    Disk { used_bytes: used_bytes(dir), free_bytes }
+    Disk { used_bytes: used_bytes(dir, &mut HashSet::new()), free_bytes }
 }
 
-fn used_bytes(dir: &std::path::Path) -> u64 {
+/// A file that is held for a backup has several names, and takes its room once.
+fn used_bytes(dir: &std::path::Path, seen: &mut HashSet<(u64, u64)>) -> u64 {
     use std::os::unix::fs::MetadataExt;
     let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
-    entries
-        .filter_map(Result::ok)
-        .map(|entry| match entry.metadata() {
-            Ok(meta) if meta.is_dir() => used_bytes(&entry.path()),
+    let mut used = 0;
+    for entry in entries.filter_map(Result::ok) {
+        used += match entry.metadata() {
+            Ok(meta) if meta.is_dir() => used_bytes(&entry.path(), seen),
+            Ok(meta) if meta.nlink() > 1 && !seen.insert((meta.dev(), meta.ino())) => 0,
             Ok(meta) => meta.blocks() * 512,
             Err(_) => 0,
-        })
-        .sum()
+        };
+    }
+    used
 }
 
 fn token(headers: &HeaderMap) -> Result<Option<u64>, Refusal> {

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use holdfast_e2e::load::Endpoints;
-use holdfast_node::admin::client::AdminClient;
+use holdfast_node::admin::client::{AdminClient, CallError};
 use holdfast_node::config::TlsFiles;
 use holdfast_node::tls::Certificates;
 use http::Method;
@@ -157,12 +157,24 @@ impl Cluster {
 
     /// `GET path` of a member's admin API.
     pub async fn get(&self, member: &DevMember, path: &str) -> Option<Value> {
+        self.call(member, Method::GET, path, None, Duration::from_secs(5)).await.ok()
+    }
+
+    /// Any call of a member's admin API.
+    pub async fn call(
+        &self,
+        member: &DevMember,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        patience: Duration,
+    ) -> Result<Value, CallError> {
         let client = AdminClient {
             address: member.admin,
             host: member.admin.ip().to_string(),
             tls: Certificates::load(&self.admin).unwrap().client().unwrap(),
         };
-        client.call(Method::GET, path, None, Duration::from_secs(5)).await.ok()
+        client.call(method, path, body, patience).await
     }
 
     /// The member that leads a queue of vhost `/`, once any member knows.

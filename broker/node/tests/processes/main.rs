@@ -2,6 +2,7 @@
 //!
 //! Every wait is bounded and polls a condition. `-- --nocapture` shows the progress.
 
+mod backup;
 mod bad_input;
 mod cluster;
 mod disk_faults;

@@ -64,6 +64,12 @@ impl QueueMachine {
         self.queues.get(&queue).map(Queue::stats)
     }
 
+    /// Where the contents of a queue's messages are, ready and unsettled ones, in the order in which they were published, and
+    /// the size of each in bytes. `None` when there is no such queue.
+    pub fn messages(&self, queue: QueueId) -> Option<Vec<(MessageRef, u32)>> {
+        self.queues.get(&queue).map(Queue::messages)
+    }
+
     /// The lowest index of an entry that holds a message which is still needed.
     pub fn oldest_live(&self) -> Option<u64> {
         self.live.oldest()

@@ -83,6 +83,11 @@ impl ReadyLine {
         self.bytes
     }
 
+    /// All of them, in order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = Held> {
+        self.line.iter()
+    }
+
     /// Indexes of the entries of all messages, in order, one for each message.
     pub(super) fn indexes(&self) -> impl Iterator<Item = u64> {
         self.line.iter().map(|message| message.at.index)

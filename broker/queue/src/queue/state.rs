@@ -221,6 +221,14 @@ impl Queue {
         self.rotation.tidy();
     }
 
+    /// All messages, ready and unsettled, in the order in which they were published.
+    pub(super) fn messages(&self) -> Vec<(MessageRef, u32)> {
+        let unsettled = self.consumers.values().flat_map(|consumer| consumer.unacked.iter().map(|one| one.message));
+        let mut all: Vec<_> = self.ready.iter().chain(unsettled).map(|message| (message.at, message.size)).collect();
+        all.sort_unstable();
+        all
+    }
+
     /// Every consumer and its highest delivery number.
     pub(super) fn positions(&self) -> impl Iterator<Item = (ConsumerId, u64)> {
         self.consumers.iter().map(|(id, consumer)| (*id, consumer.last))

@@ -167,6 +167,7 @@ impl World {
             return Ok(());
         }
         self.finish_write(member, self.skips_sync(member))?;
+        self.carry_out_holds(member)?;
         self.start_write(member);
         Ok(())
     }
@@ -210,7 +211,10 @@ impl World {
             self.schedule(at, Event::IdleJournal { member, life });
             return Ok(());
         }
-        let Some(running) = &mut process.running else { return Ok(()) };
+        if process.running.is_some() {
+            self.look_at_holds(member, false);
+        }
+        let Some(running) = &mut self.processes[member].running else { return Ok(()) };
         let kept_up = if running.writing.is_empty() { running.keep_up() } else { Ok(None) };
         self.schedule(now + IDLE_US, Event::IdleJournal { member, life });
         match kept_up {

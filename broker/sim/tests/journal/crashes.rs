@@ -4,7 +4,7 @@
 use std::cell::Cell;
 
 use crate::model::{Model, Workload, recovered_equals};
-use holdfast_journal::conformance::{check_all, check_full_disk, check_power_loss, small_config};
+use holdfast_journal::conformance::{check_all, check_full_disk, check_holds, check_power_loss, small_config};
 use holdfast_journal::{Batch, BatchId, CheckpointStored, Chore, Journal, JournalError, Op};
 use holdfast_sim::disk::SimDisk;
 use holdfast_sim::rng::Rng;
@@ -12,6 +12,7 @@ use holdfast_sim::rng::Rng;
 #[test]
 fn the_simulated_disk_keeps_the_promises_of_a_file_system() {
     check_all(SimDisk::default);
+    check_holds(SimDisk::default);
     for seed in 0..50 {
         let seeds = Cell::new(seed * 1_000);
         check_power_loss(SimDisk::default, |disk| {
