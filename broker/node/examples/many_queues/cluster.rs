@@ -1,13 +1,18 @@
 //! Three broker processes: founded by `holdfast-broker dev`, then run, killed and started by this program itself, so
 //! that a start is measured from the start of the process.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use holdfast_node::admin::client::AdminClient;
+use holdfast_node::config::TlsFiles;
+use holdfast_node::tls::Certificates;
+use http::Method;
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::clients;
 
@@ -17,6 +22,7 @@ const POLL: Duration = Duration::from_millis(20);
 struct Member {
     config: PathBuf,
     uri: String,
+    admin: SocketAddr,
     process: Option<Child>,
 }
 
@@ -24,6 +30,7 @@ struct Member {
 pub struct Cluster {
     program: PathBuf,
     members: Vec<Member>,
+    admin: TlsFiles,
 }
 
 /// What a process has used.
@@ -53,9 +60,12 @@ impl Cluster {
         for member in described["members"].as_array().into_iter().flatten() {
             let text = |key: &str| member[key].as_str().map(str::to_owned).with_context(|| format!("no {key}"));
             let uri = format!("amqp://guest:guest@{}/%2f", text("amqp")?);
-            members.push(Member { config: text("config")?.into(), uri, process: None });
+            let admin = text("admin")?.parse()?;
+            members.push(Member { config: text("config")?.into(), uri, admin, process: None });
         }
-        let mut cluster = Self { program, members };
+        let file = |key: &str| described["tls"][key].as_str().map(PathBuf::from).with_context(|| format!("no {key}"));
+        let admin = TlsFiles { ca: file("ca")?, cert: file("cert")?, key: file("key")? };
+        let mut cluster = Self { program, members, admin };
         for number in 0..cluster.members.len() {
             cluster.start(number)?;
         }
@@ -101,6 +111,25 @@ impl Cluster {
             }
         });
         futures::future::try_join_all(serve).await
+    }
+
+    /// Asks for a backup's barrier, and ends the holds again: how long confirms stood still, ms, and the seconds until all
+    /// of it was held and read.
+    pub async fn barrier(&self) -> Result<(f64, f64)> {
+        let tls = Certificates::load(&self.admin)?.client()?;
+        let client = |member: &Member| AdminClient {
+            address: member.admin,
+            host: member.admin.ip().to_string(),
+            tls: tls.clone(),
+        };
+        let (began, body) = (Instant::now(), json!({ "id": "bench" }));
+        let first = client(&self.members[0]);
+        let answer = first.call(Method::POST, "/v1/backup/barriers", Some(&body), PATIENCE).await?;
+        let seconds = began.elapsed().as_secs_f64();
+        for member in &self.members {
+            client(member).call(Method::DELETE, "/v1/backup/barriers/bench", None, PATIENCE).await?;
+        }
+        Ok((answer["pauseMs"].as_f64().context("no pauseMs")?, seconds))
     }
 
     /// What each member has used so far.

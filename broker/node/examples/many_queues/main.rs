@@ -19,6 +19,8 @@ use crate::cluster::{Cluster, Usage};
 const LEAST_DECLARES_PER_S: f64 = 500.0;
 const MOST_RESIDENT_MIB: f64 = 150.0;
 const MOST_CPU_PERCENT: f64 = 1.0;
+/// Issue 5's, when all of them are active.
+const MOST_PAUSE_MS: f64 = 3_000.0;
 const MOST_ONE_RESTARTED_S: f64 = 5.0;
 const MOST_ALL_RESTARTED_S: f64 = 10.0;
 
@@ -76,6 +78,8 @@ async fn measure(cluster: &mut Cluster, queues: u64, idle: Duration) -> Result<V
     let resident: Vec<f64> = after.iter().map(Usage::resident_mib).collect();
     println!("idle for {seconds:.0} s: resident MiB {}; % of a core {}", in_words(&resident), in_words(&cpu));
 
+    let (pause_ms, held_s) = cluster.barrier().await?;
+    println!("a barrier through all of them: a pause of {pause_ms:.0} ms; held and read after {held_s:.1} s");
     let one = cluster.kill_and_start(&[0], queues, RESTART_PATIENCE).await?;
     println!("one member restarted: s to serve {}", in_words(&one));
     tokio::time::sleep(SETTLE).await;
@@ -92,6 +96,8 @@ async fn measure(cluster: &mut Cluster, queues: u64, idle: Duration) -> Result<V
         "resident_mib_empty": empty.iter().map(Usage::resident_mib).collect::<Vec<_>>(),
         "resident_mib": resident,
         "idle_cpu_percent": cpu,
+        "barrier_pause_ms": pause_ms,
+        "barrier_held_s": held_s,
         "one_restarted_s": one,
         "all_restarted_s": all,
         "resident_mib_after_restart": restarted,
@@ -114,6 +120,7 @@ fn misses(result: &Value) -> Vec<String> {
     };
     at_most("resident MiB", worst("resident_mib"), MOST_RESIDENT_MIB);
     at_most("% of a core while idle", worst("idle_cpu_percent"), MOST_CPU_PERCENT);
+    at_most("ms that a barrier pauses", result["barrier_pause_ms"].as_f64().unwrap_or(f64::MAX), MOST_PAUSE_MS);
     at_most("s until one restarted member serves", worst("one_restarted_s"), MOST_ONE_RESTARTED_S);
     at_most("s until all restarted members serve", worst("all_restarted_s"), MOST_ALL_RESTARTED_S);
     let rate = result["declares_per_s"].as_f64().unwrap_or(0.0);
