@@ -26,9 +26,11 @@ use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+mod backup;
 mod fake;
 mod recovery;
 
+pub use backup::{Barrier, BarrierRequest, BarrierTotals, MissingGroup};
 pub use fake::FakeBrokers;
 pub use recovery::{PersonNeeded, PlannedCluster, PlannedGroup, PlannedPosition, PlannedQueue, RecoveryPlan};
 
@@ -254,6 +256,12 @@ pub trait BrokerAdmin: Send + Sync {
     /// Carries that member's part of the plan out; it ends, and starts again in the new epoch.
     fn recovery_apply<'a>(&'a self, door: &'a Door, plan_hash: &'a str, nonce: u64, found: &'a [Value])
     -> Call<'a, ()>;
+    /// Draw a line through every queue, and have the members hold their files.
+    fn draw_barrier<'a>(&'a self, door: &'a Door, request: &'a BarrierRequest) -> Call<'a, Barrier>;
+    /// Hold the files of that line for so long from now; refused where they are held no more.
+    fn renew_hold<'a>(&'a self, door: &'a Door, barrier: &'a str, time: Duration) -> Call<'a, ()>;
+    /// Hold the files no more; also where they are not held.
+    fn release_hold<'a>(&'a self, door: &'a Door, barrier: &'a str) -> Call<'a, ()>;
 }
 
 /// The implementation that talks to real brokers.
@@ -416,9 +424,30 @@ impl BrokerAdmin for HttpAdmin {
         let body = json!({ "planHash": plan_hash, "nonce": format!("{nonce:016x}"), "found": found });
         done(self.call(door, Method::POST, "/v1/recovery/apply", Some(body), DISK_WORK))
     }
+
+    fn draw_barrier<'a>(&'a self, door: &'a Door, request: &'a BarrierRequest) -> Call<'a, Barrier> {
+        self.call(door, Method::POST, "/v1/backup/barriers", Some(json!(request)), DISK_WORK).boxed()
+    }
+
+    fn renew_hold<'a>(&'a self, door: &'a Door, barrier: &'a str, time: Duration) -> Call<'a, ()> {
+        async move {
+            let path = format!("/v1/backup/barriers/{barrier}");
+            done(self.call(door, Method::PUT, &path, Some(json!({ "holdSeconds": time.as_secs() })), QUICK)).await
+        }
+        .boxed()
+    }
+
+    fn release_hold<'a>(&'a self, door: &'a Door, barrier: &'a str) -> Call<'a, ()> {
+        async move {
+            let path = format!("/v1/backup/barriers/{barrier}");
+            done(self.call(door, Method::DELETE, &path, None, QUICK)).await
+        }
+        .boxed()
+    }
 }
 
-/// Time to read or rewrite all that a disk holds.
+/// Time to read or rewrite all that a disk holds. Of a barrier too: the cut takes a moment, but its manifest has the checksum
+/// of every file.
 const DISK_WORK: Duration = Duration::from_secs(900);
 
 /// Whatever a broker says beside "yes" is ignored.

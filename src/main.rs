@@ -12,7 +12,9 @@ use clap::{Parser, Subcommand};
 use holdfast::{
     api::v1alpha1::{MessageQueueCluster, custom_resource_definitions},
     broker_admin::HttpAdmin,
-    controllers::{Context, DEFAULT_CONTROLLER_NAME, Settings, messagequeuecluster},
+    controllers::{
+        Context, DEFAULT_CONTROLLER_NAME, Settings, messagequeuebackup, messagequeuebackupschedule, messagequeuecluster,
+    },
     lease::Election,
     telemetry::{self, Telemetry},
 };
@@ -179,20 +181,27 @@ async fn run(options: RunOptions) -> Result<(), Failure> {
         applied: Default::default(),
         clock: Box::new(jiff::Timestamp::now),
     });
-    let (stopping, stopped) = tokio::sync::oneshot::channel::<()>();
-    let controller = messagequeuecluster::run(ctx, options.watch_namespace, async {
-        // Either end of the channel going means the same: stop.
-        let _ = stopped.await;
-    });
-    let mut controller = std::pin::pin!(controller);
+    let (stopping, stopped) = tokio::sync::watch::channel(());
+    let until_stop = || {
+        let mut stopped = stopped.clone();
+        // The other end going means: stop.
+        async move { while stopped.changed().await.is_ok() {} }
+    };
+    let namespace = options.watch_namespace;
+    let controllers = futures::future::join3(
+        messagequeuecluster::run(ctx.clone(), namespace.clone(), until_stop()),
+        messagequeuebackup::run(ctx.clone(), namespace.clone(), until_stop()),
+        messagequeuebackupschedule::run(ctx, namespace, until_stop()),
+    );
+    let mut controllers = std::pin::pin!(controllers);
     tokio::select! {
-        () = &mut controller => Err("the controller ended by itself".to_owned()),
+        _ = &mut controllers => Err("the controllers ended by themselves".to_owned()),
         // Passes in flight end with the process: another operator may be at work.
         () = election.hold() => Err(format!("the Lease {} was lost", options.lease_name)),
         () = &mut stop => {
             tracing::info!("stopping: passes in flight are finished first");
             drop(stopping);
-            let _ = tokio::time::timeout(Duration::from_secs(20), &mut controller).await;
+            let _ = tokio::time::timeout(Duration::from_secs(20), &mut controllers).await;
             election.release().await;
             telemetry.set_leading(false);
             Ok(())

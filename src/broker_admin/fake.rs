@@ -1,13 +1,17 @@
 //! Brokers in memory.
 
-use std::{collections::BTreeMap, sync::Mutex, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Mutex,
+    time::Duration,
+};
 
 use futures::FutureExt;
 use serde_json::{Value, json};
 
 use super::{
-    AdminError, Bootstrap, BrokerAdmin, Call, Credentials, Door, ExpectedMember, Group, Health, KnownMember,
-    MemberState, RecoveryPlan, Replica,
+    AdminError, Barrier, BarrierRequest, Bootstrap, BrokerAdmin, Call, Credentials, Door, ExpectedMember, Group,
+    Health, KnownMember, MemberState, RecoveryPlan, Replica,
 };
 
 /// Brokers that exist only in memory, for tests of the operator.
@@ -26,12 +30,31 @@ struct FakeState {
     groups: BTreeMap<String, Vec<Group>>,
     refuse: Option<(String, AdminError)>,
     plan: RecoveryPlan,
+    barrier: Barrier,
+    /// The ids of lines whose files each member holds.
+    holds: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl FakeBrokers {
     /// What every broker's plan for a forced recovery is.
     pub fn set_recovery_plan(&self, plan: RecoveryPlan) {
         self.lock().plan = plan;
+    }
+
+    /// What a line brings that is drawn from now on.
+    pub fn set_barrier(&self, barrier: Barrier) {
+        self.lock().barrier = barrier;
+    }
+
+    /// Members that hold files, with the ids of the lines.
+    pub fn holds(&self) -> BTreeMap<String, BTreeSet<String>> {
+        let holds = self.lock().holds.clone();
+        holds.into_iter().filter(|(_, ids)| !ids.is_empty()).collect()
+    }
+
+    /// A hold ends by itself.
+    pub fn end_holds(&self, member: &str) {
+        self.lock().holds.remove(member);
     }
 
     /// Lets a broker answer, or changes what it says.
@@ -52,6 +75,11 @@ impl FakeBrokers {
     /// What the broker says at present.
     pub fn get(&self, member: &str) -> Option<Health> {
         self.lock().members.get(member).cloned()
+    }
+
+    /// Calls that failed succeed again.
+    pub fn accept(&self) {
+        self.lock().refuse = None;
     }
 
     /// Calls of the kind named (`bootstrap`, …) fail.
@@ -207,6 +235,36 @@ impl BrokerAdmin for FakeBrokers {
         self.change(&format!("apply {plan_hash} of {}", found.len()), door, |state| {
             // The process ends, and is silent until the kubelet has started it again.
             state.members.remove(&door.member);
+        })
+    }
+
+    fn draw_barrier<'a>(&'a self, door: &'a Door, request: &'a BarrierRequest) -> Call<'a, Barrier> {
+        self.change("draw_barrier", door, |state| {
+            let line = state.barrier.clone();
+            for member in &line.members {
+                state.holds.entry(member.clone()).or_default().insert(request.id.clone());
+            }
+            line
+        })
+    }
+
+    fn renew_hold<'a>(&'a self, door: &'a Door, barrier: &'a str, _time: Duration) -> Call<'a, ()> {
+        let answer = self
+            .change("renew_hold", door, |state| state.holds.get(&door.member).is_some_and(|ids| ids.contains(barrier)));
+        let refused = move || AdminError::Refused {
+            member: door.member.clone(),
+            status: 404,
+            error: format!("nothing is held for {barrier}"),
+            hint: String::new(),
+        };
+        answer.map(move |held| held.and_then(|held| held.then_some(()).ok_or_else(refused))).boxed()
+    }
+
+    fn release_hold<'a>(&'a self, door: &'a Door, barrier: &'a str) -> Call<'a, ()> {
+        self.change("release_hold", door, |state| {
+            if let Some(ids) = state.holds.get_mut(&door.member) {
+                ids.remove(barrier);
+            }
         })
     }
 }

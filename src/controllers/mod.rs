@@ -3,18 +3,28 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use jiff::Timestamp;
-use kube::{Client, runtime::events::Recorder};
+use kube::{Api, Client, Resource, core::NamespaceResourceScope, runtime::events::Recorder};
 use thiserror::Error;
 
-use crate::{broker_admin::BrokerAdmin, certificates::CertificateError, telemetry::Telemetry};
+use crate::{
+    api::v1alpha1::MessageQueueCluster, broker_admin::BrokerAdmin, certificates::CertificateError, telemetry::Telemetry,
+};
 
+pub mod conditions;
+pub mod messagequeuebackup;
+pub mod messagequeuebackupschedule;
 pub mod messagequeuecluster;
+mod status;
 
 /// The controller name of objects that name none.
 pub const DEFAULT_CONTROLLER_NAME: &str = "holdfast.dev/operator";
+
+/// Between a pass that failed and the next one.
+const RETRY: Duration = Duration::from_secs(3);
 
 /// Objects that are remembered at a time.
 const MEMORY_LIMIT: usize = 1000;
@@ -42,6 +52,22 @@ pub struct Context {
 }
 
 impl Context {
+    /// Is the cluster this operator's business, and what belongs to it?
+    pub fn looks_after(&self, cluster: &MessageQueueCluster) -> bool {
+        cluster.is_for(&self.settings.controller_name, DEFAULT_CONTROLLER_NAME)
+    }
+
+    /// Objects of a kind in one namespace, or in all.
+    pub fn scoped<K>(&self, namespace: Option<&str>) -> Api<K>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+    {
+        match namespace {
+            Some(namespace) => Api::namespaced(self.client.clone(), namespace),
+            None => Api::all(self.client.clone()),
+        }
+    }
+
     /// What is remembered about the object with this UID.
     pub fn remembered<T>(&self, uid: &str, with: impl FnOnce(&mut messagequeuecluster::Memory) -> T) -> T {
         let mut memory = self.memory.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

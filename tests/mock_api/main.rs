@@ -1,9 +1,11 @@
 //! Whole passes against an API server and brokers in memory: order of writes, failures in between, and what is never done.
 
+mod backups;
 mod changes;
 mod founding;
 mod health;
 mod recovery;
+mod schedules;
 mod support;
 
 use std::{
@@ -20,6 +22,7 @@ use holdfast::{
     controllers::{Context, DEFAULT_CONTROLLER_NAME, Error, Settings, messagequeuecluster::reconcile},
 };
 use jiff::Timestamp;
+use kube::Client;
 use kube::runtime::{
     controller::Action,
     events::{Recorder, Reporter},
@@ -44,23 +47,27 @@ struct World {
     disks: Mutex<u32>,
 }
 
+/// An operator that knows nothing yet.
+fn operator(client: Client, brokers: Arc<FakeBrokers>, clock: Arc<AtomicI64>) -> Arc<Context> {
+    let reporter = Reporter { controller: "test".into(), instance: None };
+    Arc::new(Context {
+        recorder: Recorder::new(client.clone(), reporter),
+        client,
+        brokers,
+        settings: Settings { broker_image: "broker:1".into(), controller_name: DEFAULT_CONTROLLER_NAME.into() },
+        telemetry: Arc::default(),
+        memory: Default::default(),
+        applied: Default::default(),
+        clock: Box::new(move || Timestamp::from_second(clock.load(Ordering::Relaxed)).expect("a time")),
+    })
+}
+
 impl World {
     fn new(spec: Value) -> Self {
         let (api, client) = FakeApi::start();
         let brokers = Arc::new(FakeBrokers::default());
         let seconds = Arc::new(AtomicI64::new(1_800_000_000));
-        let clock = seconds.clone();
-        let reporter = Reporter { controller: "test".into(), instance: None };
-        let ctx = Arc::new(Context {
-            recorder: Recorder::new(client.clone(), reporter),
-            client,
-            brokers: brokers.clone(),
-            settings: Settings { broker_image: "broker:1".into(), controller_name: DEFAULT_CONTROLLER_NAME.into() },
-            telemetry: Arc::default(),
-            memory: Default::default(),
-            applied: Default::default(),
-            clock: Box::new(move || Timestamp::from_second(clock.load(Ordering::Relaxed)).expect("a time")),
-        });
+        let ctx = operator(client, brokers.clone(), seconds.clone());
         let world = Self { api, brokers, ctx, seconds, disks: Mutex::new(0) };
         world.create(spec);
         world

@@ -189,7 +189,18 @@ impl FakeApi {
                     None => failure(404, "not found"),
                 }
             }
-            (&Method::POST, _) => (201, body),
+            (&Method::POST, path) if path.contains("/events") => (201, body),
+            (&Method::POST, path) => {
+                let at = format!("{path}/{}", body["metadata"]["name"].as_str().unwrap_or_default());
+                match state.objects.contains_key(&at) {
+                    true => failure(409, "already exists"),
+                    false => (201, state.store(&at, body)),
+                }
+            }
+            (&Method::DELETE, path) => match state.objects.remove(path) {
+                Some(object) => (200, object),
+                None => failure(404, "not found"),
+            },
             (&Method::PATCH, path) => state.patch(path, body),
             _ => failure(405, "this fake does not do that"),
         }
@@ -311,9 +322,18 @@ impl State {
 }
 
 fn is_collection(path: &str) -> bool {
-    ["pods", "statefulsets", "configmaps", "persistentvolumeclaims", "storageclasses"]
-        .iter()
-        .any(|plural| path.ends_with(&format!("/{plural}")))
+    [
+        "pods",
+        "statefulsets",
+        "configmaps",
+        "persistentvolumeclaims",
+        "storageclasses",
+        "messagequeuebackups",
+        "volumesnapshots",
+        "volumesnapshotclasses",
+    ]
+    .iter()
+    .any(|plural| path.ends_with(&format!("/{plural}")))
 }
 
 fn failure(code: u16, message: &str) -> (u16, Value) {

@@ -144,7 +144,15 @@ impl Names {
     }
     /// The volume of member `number`.
     pub fn volume(&self, number: u32) -> String {
-        format!("data-{}", self.pod(number))
+        Self::claim(&self.pod(number))
+    }
+    /// The number of the member whose pod has this name: `<cluster>-<number>-0`.
+    pub fn number(pod: &str) -> &str {
+        pod.strip_suffix("-0").unwrap_or(pod).rsplit('-').next().unwrap_or(pod)
+    }
+    /// The volume of the member whose pod has this name.
+    pub fn claim(pod: &str) -> String {
+        format!("data-{pod}")
     }
     /// The name that member `number`'s certificate is checked against, and that peers dial.
     pub fn host(&self, number: u32) -> String {

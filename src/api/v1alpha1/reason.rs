@@ -21,6 +21,8 @@ pub enum ConditionType {
     ZoneFaultTolerant,
     /// Only present while true: `spec.paused`.
     Paused,
+    /// The last backup that a schedule asked for completed.
+    BackupHealthy,
 }
 
 impl fmt::Display for ConditionType {
@@ -105,6 +107,34 @@ pub enum Reason {
     RecoveryHeld,
     TakenOffService,
     PutInService,
+
+    // Backups and their schedules.
+    BackupBegun,
+    BackupCompleted,
+    BackupFailed,
+    /// A try failed, and another one is made.
+    BackupRetried,
+    /// A time that was due had no backup of its own, since the one before was still at work.
+    BackupLeftOut,
+    BackupRemoved,
+    Scheduled,
+    /// `spec.suspend`.
+    Suspended,
+    ClusterMissing,
+    /// Another backup of the same cluster goes first.
+    OtherBackup,
+    /// The brokers did not draw the line; the message is their own.
+    BarrierFailed,
+    /// A broker no longer holds the files of a backup whose snapshots are not all cut.
+    HoldEnded,
+    SnapshotsCutting,
+    SnapshotsFinishing,
+    /// The storage could not make a snapshot; the message is the driver's.
+    SnapshotFailed,
+    /// The VolumeSnapshot CRDs are not there.
+    SnapshotsNotInstalled,
+    SnapshotClassMissing,
+    DeadlineExceeded,
 }
 
 impl fmt::Display for Reason {

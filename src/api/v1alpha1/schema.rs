@@ -7,7 +7,7 @@ use kube::CustomResourceExt;
 use schemars::{Schema, SchemaGenerator, json_schema};
 use serde_json::json;
 
-use super::{ConditionType, MessageQueueCluster, Reason};
+use super::{ConditionType, MessageQueueBackup, MessageQueueBackupSchedule, MessageQueueCluster, Reason};
 
 /// An object whose fields the API server keeps as they are.
 pub fn free_object(_: &mut SchemaGenerator) -> Schema {
@@ -26,9 +26,19 @@ pub fn quantities(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
+/// Labels: at most 50, with keys and values as Kubernetes has them.
+pub fn labels(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "object",
+        "maxProperties": 50,
+        "additionalProperties": { "type": "string", "maxLength": 63 }
+    })
+}
+
 /// Every CRD of this version, as it is installed.
 pub fn custom_resource_definitions() -> Vec<CustomResourceDefinition> {
-    vec![with_status_default(MessageQueueCluster::crd())]
+    let kinds = [MessageQueueCluster::crd(), MessageQueueBackup::crd(), MessageQueueBackupSchedule::crd()];
+    kinds.map(with_status_default).into()
 }
 
 /// `Ready=Unknown` from the first moment, so that `kubectl wait` and kstatus never mistake a new object for a finished one.

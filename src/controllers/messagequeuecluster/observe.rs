@@ -33,7 +33,7 @@ use crate::{
 
 mod brokers;
 
-pub use brokers::{Memory, ask_again};
+pub use brokers::{Memory, ask_again, brokers_of};
 
 /// Everything a pass knows.
 #[derive(Clone, Debug, Default)]

@@ -3,16 +3,17 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{
-    Api, Resource, ResourceExt,
-    api::{Patch, PatchParams},
+    Resource, ResourceExt,
     runtime::events::{Event, EventType},
 };
-use serde_json::json;
 
 use super::{
-    super::{Context, Doing, Error},
+    super::{
+        Context, Error,
+        conditions::merged,
+        status::{event, publish, write_status},
+    },
     apply::Outcome,
     observe::{MemberFacts, Observed},
     plan::{Latch, Plan},
@@ -20,12 +21,12 @@ use super::{
 };
 use crate::api::v1alpha1::{
     Binding, ConditionType, Decision, FailoverStatus, MemberStatus, MessageQueueCluster, MessageQueueClusterStatus,
-    Outcome as DecisionOutcome, QuorumStatus, Reason, ReplicationStatus, STATUS_MANAGER,
+    Outcome as DecisionOutcome, QuorumStatus, Reason, ReplicationStatus,
 };
 
 pub mod conditions;
 
-use conditions::{Picture, Verdict};
+use conditions::Picture;
 
 /// Between two writes of one object's status, unless Ready or the identity changes.
 const WRITE_INTERVAL: Duration = Duration::from_secs(10);
@@ -44,7 +45,7 @@ pub async fn report(
     let uid = mqc.uid().unwrap_or_default();
     for blocker in &outcome.done {
         let type_ = if blocker.reason == Reason::RecoveredByPolicy { EventType::Warning } else { EventType::Normal };
-        publish(ctx, mqc, event(type_, &blocker.reason.to_string(), &blocker.message)).await;
+        publish(ctx, &mqc.object_ref(&()), event(type_, &blocker.reason.to_string(), &blocker.message)).await;
     }
     let (done, written) = ctx.remembered(&uid, |memory| {
         let new = outcome.done.iter().map(|b| decision(DecisionOutcome::Done, b, now.to_string()));
@@ -63,33 +64,15 @@ pub async fn report(
     if let Some(waited) = waited.filter(|waited| *waited < WRITE_INTERVAL && !is_urgent(&before, &after)) {
         return Ok(Some(WRITE_INTERVAL - waited));
     }
-    let api = Api::<MessageQueueCluster>::namespaced(ctx.client.clone(), &mqc.namespace_or_default());
-    let patch = json!({
-        "apiVersion": MessageQueueCluster::api_version(&()),
-        "kind": MessageQueueCluster::kind(&()),
-        "metadata": { "name": mqc.name_any() },
-        "status": after,
-    });
-    let params = PatchParams::apply(STATUS_MANAGER).force();
-    match api.patch_status(&mqc.name_any(), &params, &Patch::Apply(patch)).await {
-        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(None),
-        other => other.doing(|| format!("cannot write the status of {}", mqc.name_any()))?,
-    };
+    write_status(ctx, mqc, &after).await?;
     ctx.remembered(&uid, |memory| {
         memory.status_written = Some(now);
         memory.unwritten.clear();
     });
     for event in events(&before, &after) {
-        publish(ctx, mqc, event).await;
+        publish(ctx, &mqc.object_ref(&()), event).await;
     }
     Ok(None)
-}
-
-/// An Event that is lost is no reason to stop.
-async fn publish(ctx: &Context, mqc: &MessageQueueCluster, event: Event) {
-    if let Err(error) = ctx.recorder.publish(&event, &mqc.object_ref(&())).await {
-        tracing::debug!(%error, "cannot publish an Event");
-    }
 }
 
 /// Others wait for these: they are written at once.
@@ -161,7 +144,7 @@ pub fn next(
         user_is_set: status.binding.is_some() && (!plan.set_user || outcome.user_version.is_some()),
         was_founded: status.members.iter().any(|m| m.uuid.is_some()),
     };
-    status.conditions = merged(&status.conditions, &picture, mqc.metadata.generation, now);
+    status.conditions = merged(&status.conditions, conditions::all(&picture), mqc.metadata.generation, now);
     status
 }
 
@@ -249,27 +232,6 @@ fn decision(outcome: DecisionOutcome, blocker: &Blocker, since: String) -> Decis
     Decision { outcome, reason: blocker.reason.to_string(), message: blocker.message.clone(), since }
 }
 
-/// Conditions that are only present while true disappear; a transition time changes with the status only.
-fn merged(before: &[Condition], picture: &Picture<'_>, generation: Option<i64>, now: Timestamp) -> Vec<Condition> {
-    let condition = |(type_, verdict): (ConditionType, Verdict)| {
-        let former = before.iter().find(|c| c.type_ == type_.to_string() && c.status == verdict.status.as_str());
-        Condition {
-            type_: type_.to_string(),
-            status: verdict.status.as_str().into(),
-            reason: verdict.reason.to_string(),
-            message: verdict.message,
-            observed_generation: generation,
-            last_transition_time: former.map_or_else(|| Time(whole_seconds(now)), |c| c.last_transition_time.clone()),
-        }
-    };
-    conditions::all(picture).into_iter().map(condition).collect()
-}
-
-/// Times in conditions are written in whole seconds; anything finer would make each status differ from what is stored.
-fn whole_seconds(now: Timestamp) -> Timestamp {
-    Timestamp::from_second(now.as_second()).unwrap_or(now)
-}
-
 /// What changed, as Events. Coming up for the first time is no warning; what hinders it is, by the condition Degraded.
 fn events(before: &MessageQueueClusterStatus, after: &MessageQueueClusterStatus) -> Vec<Event> {
     let mut events = Vec::new();
@@ -307,14 +269,10 @@ fn newly_held(before: &MessageQueueClusterStatus, after: &MessageQueueClusterSta
     held.filter(|d| !known(d)).map(|d| event(EventType::Warning, &d.reason, &d.message)).collect()
 }
 
-fn event(type_: EventType, reason: &str, note: &str) -> Event {
-    // The API server takes 1 kB.
-    let note = note.chars().take(1000).collect();
-    Event { type_, reason: reason.into(), note: Some(note), action: "Reconcile".into(), secondary: None }
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::broker_admin::{Failover, Health};
 

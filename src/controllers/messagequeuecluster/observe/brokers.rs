@@ -15,7 +15,7 @@ use rustls::ClientConfig;
 use super::{
     super::super::{Context, Error},
     super::validate::Blocker,
-    MemberFacts, Observed, authority_name, pods,
+    MemberFacts, Observed, authority_name, pods, read_secrets,
 };
 use crate::{
     api::v1alpha1::{Decision, MessageQueueCluster},
@@ -124,6 +124,19 @@ pub(super) async fn ask(
         (memory.note_quorum(&observed.members, now), memory.recovery_held.clone())
     });
     Ok(())
+}
+
+/// The members, each with its door and what it answers: for what is done to a cluster beside its own reconcile. Nothing is
+/// noted for the cluster's next pass.
+pub async fn brokers_of(ctx: &Context, mqc: &MessageQueueCluster, now: Timestamp) -> Result<Observed, Error> {
+    let names = mqc.names();
+    let pods = pods(ctx, &names, &mqc.spec.placement.topology_key).await?;
+    let secrets = read_secrets(ctx, &names).await?;
+    let facts = |(number, pod)| (number, MemberFacts { pod: Some(pod), ..MemberFacts::default() });
+    let mut observed = Observed { members: pods.into_iter().map(facts).collect(), secrets, ..Observed::default() };
+    let tls = client_certificate(ctx, mqc, &observed, now)?;
+    ask_through(ctx, mqc, tls, &mut observed.members).await;
+    Ok(observed)
 }
 
 /// The pods and the brokers' answers once more, for what must not rest on what was true some seconds ago.

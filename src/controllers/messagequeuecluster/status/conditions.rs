@@ -1,6 +1,7 @@
 //! One pure function for each condition.
 
 use super::super::{
+    super::conditions::{Truth, Verdict},
     observe::{MemberFacts, Observed},
     plan::{Latch, Plan},
     validate::{Blocker, ValidatedCluster},
@@ -22,39 +23,6 @@ pub struct Picture<'a> {
     pub user_is_set: bool,
     /// Has any member ever belonged to the cluster?
     pub was_founded: bool,
-}
-
-/// A condition's status.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Truth {
-    True,
-    False,
-    Unknown,
-}
-
-impl Truth {
-    /// As Kubernetes spells it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::True => "True",
-            Self::False => "False",
-            Self::Unknown => "Unknown",
-        }
-    }
-}
-
-/// A condition without its times.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Verdict {
-    pub status: Truth,
-    pub reason: Reason,
-    pub message: String,
-}
-
-impl Verdict {
-    fn new(status: Truth, reason: Reason, message: impl Into<String>) -> Self {
-        Self { status, reason, message: message.into() }
-    }
 }
 
 /// All conditions that are present, in the order in which people read them.
