@@ -19,6 +19,7 @@
 //! | `recovery`, `epochs` | forced recovery from the disks that are left; members that it left behind |
 //! | `peers`, `links`, `peer_message` | links, heartbeats, suspicion, relays; the peer protocol |
 //! | `backup` | barriers: a cut through all groups that is consistent |
+//! | `restore` | a new cluster out of a backup |
 //! | `alarms`, `flow` | memory and disk alarms; byte budgets that all connections share |
 //! | `admin`, `admin_requests`, `queue_reports`, `metrics`, `identity` | the operator's door; counters; who this disk is |
 //!
@@ -63,6 +64,7 @@ mod rebalance;
 pub mod recovery;
 mod replicas;
 mod requests;
+pub mod restore;
 mod rng;
 pub mod seam;
 mod stream;

@@ -10,6 +10,7 @@ use holdfast_node::config::Config;
 use holdfast_node::failure::{ExitKind, Failure};
 use holdfast_node::journal_command::{self, JournalCommand};
 use holdfast_node::recover_command::{self, RecoverCommand};
+use holdfast_node::restore_command::{self, RestoreCommand};
 use holdfast_node::{dev, logging, passwords, pre_stop, run};
 
 /// Messages are taken in by one thread and let go by another, which leaves the C library's allocator with more than
@@ -54,6 +55,11 @@ enum Command {
     Recover {
         #[command(subcommand)]
         command: RecoverCommand,
+    },
+    /// Found a new cluster from a backup.
+    Restore {
+        #[command(subcommand)]
+        command: RestoreCommand,
     },
     /// Print the version.
     Version,
@@ -105,6 +111,7 @@ fn carry_out(command: Command) -> Result<ExitCode, Failure> {
         Command::Recover { command } => {
             return recover_command::recover(&command).map(|healthy| ExitCode::from(u8::from(!healthy)));
         }
+        Command::Restore { command } => restore_command::restore(&command),
         Command::Version => {
             println!("holdfast-broker {}", env!("CARGO_PKG_VERSION"));
             Ok(())

@@ -360,6 +360,27 @@ impl Run {
     fn at(&self, sub: u32) -> MessageRef {
         MessageRef { index: self.group.index, sub }
     }
+
+    /// The queue goes on in another cluster: of all homes nothing is left, and every message is in its place.
+    fn forget_homes(mut self) {
+        self.group.machine.forget_homes();
+        self.group.reload();
+        let left = self.model.messages.iter().filter(|(_, place, _)| *place != Place::Gone);
+        let expected: Vec<(MessageRef, u32)> =
+            left.map(|(at, place, returns)| (*at, returns + u32::from(*place != Place::Ready))).collect();
+        let stats = self.group.machine.stats(QUEUE).expect("the queue");
+        assert_eq!((stats.ready, stats.unacked, stats.consumers), (expected.len() as u64, 0, 0));
+        assert_eq!(self.group.machine.boots(), BTreeSet::new());
+        let home = BootId(u64::MAX);
+        let found = (0..=expected.len() as u32).filter_map(|number| {
+            let consumer = ConsumerId { channel: channel(home, 1, 1), number };
+            match replies(&self.group.send(home, vec![QueueCommand::Get { queue: QUEUE, consumer }])).first() {
+                Some(QueueReply::Got { delivery, .. }) => Some((delivery.message, delivery.delivery_count)),
+                _ => None,
+            }
+        });
+        assert_eq!(found.collect::<Vec<_>>(), expected);
+    }
 }
 
 proptest! {
@@ -376,5 +397,6 @@ proptest! {
         for (steps, reload) in &entries {
             run.entry(steps, *reload);
         }
+        run.forget_homes();
     }
 }

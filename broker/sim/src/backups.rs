@@ -4,18 +4,21 @@
 //! Three promises are checked. What was confirmed before the barrier was asked for, and had not been delivered to anybody
 //! when it was answered, is there. Nothing is there that was not sent, or whose ack was durable before the barrier was asked
 //! for. And a message that its reader moves to another queue, with an ack only after the confirm, is in one of the two.
+//! Out of some of the copies a new cluster is made, and consumed (`restored`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_engine::admin::AdminAction;
 use holdfast_engine::backup::files::{MANIFEST, contents, read_file, verify};
 use holdfast_engine::backup::{BarrierRequest, Manifest, MemberEntry};
+use holdfast_engine::restore::HoldCopy;
 use holdfast_journal::{FileSystem, HoldingFileSystem, StoredFile};
 
 use crate::client::Role;
 use crate::disk::SimDisk;
 use crate::ledger::{Ledger, MessageId, decode_body};
 use crate::plan::Profile;
+use crate::restored;
 use crate::rng::Rng;
 use crate::run::{Failure, Summary, Watch, found};
 use crate::world::{Event, MEMBERS, World};
@@ -32,6 +35,8 @@ const PIECES: u64 = 12;
 /// The longest that it takes.
 const COPIED_WITHIN_US: u64 = 6 * SECOND_US;
 const HOLD_SECONDS: u64 = 120;
+/// Of a hundred backups so many are restored.
+const RESTORED_PERCENT: u64 = 25;
 
 /// What the ledgers knew when a barrier was asked for.
 struct Before {
@@ -213,7 +218,12 @@ impl Play<'_> {
                     let next_us = now + self.rng.range(1_000, COPIED_WITHIN_US / PIECES);
                     return Ok(Stage::Copying { manifest, copies, piece: piece + 1, next_us, before, after });
                 }
-                check(&manifest, copies, &before, &after)?;
+                let copies = into_disks(copies)?;
+                check(&manifest, &copies, &before, &after)?;
+                // Not each of them: it takes as long as all the rest.
+                if self.rng.chance(RESTORED_PERCENT) {
+                    restored::play(&manifest, copies, self.rng)?;
+                }
                 self.succeeded += 1;
                 for process in &self.world.processes {
                     // On a dying disk it ends when its time has come.
@@ -298,16 +308,24 @@ impl Copy {
     }
 }
 
-fn check(manifest: &Manifest, copies: Vec<Copy>, before: &Before, after: &After) -> Result<(), String> {
+fn into_disks(copies: Vec<Copy>) -> Result<Vec<HoldCopy<SimDisk>>, String> {
+    let into_disk = |copy: Copy| {
+        let (member, files) = copy.into_disk()?;
+        Ok(HoldCopy { member: member.name, files })
+    };
+    copies.into_iter().map(into_disk).collect()
+}
+
+fn check(manifest: &Manifest, copies: &[HoldCopy<SimDisk>], before: &Before, after: &After) -> Result<(), String> {
     let mut found: BTreeMap<String, BTreeSet<MessageId>> = BTreeMap::new();
-    for copy in copies {
-        let (member, disk) = copy.into_disk()?;
-        let problems = verify(manifest, &member, &disk);
+    for HoldCopy { member, files: disk } in copies {
+        let member = manifest.members.iter().find(|known| known.name == *member).ok_or("an unknown member")?;
+        let problems = verify(manifest, member, disk);
         if let Some(problem) = problems.first() {
             return Err(format!("backup {} of {}: {problem}", manifest.id, member.name));
         }
         let mut damaged = None;
-        contents(manifest, &member, &disk, &mut |queue, message| match decode_body(&message.body) {
+        contents(manifest, member, disk, &mut |queue, message| match decode_body(&message.body) {
             Some(id) => drop(found.entry(queue.name.clone()).or_default().insert(id)),
             None => damaged = Some(queue.name.clone()),
         })?;

@@ -75,6 +75,7 @@ pub struct Ledger {
     confirmed: u64,
     undelivered: u64,
     holdings: Holdings,
+    has_no_order: bool,
 }
 
 /// The verdict over a whole run.
@@ -103,6 +104,11 @@ impl Verdict {
 }
 
 impl Ledger {
+    /// The queue was filled in any order.
+    pub fn order_does_not_matter(&mut self) {
+        self.has_no_order = true;
+    }
+
     /// The message is about to be written to a socket.
     pub fn sent(&mut self, id: MessageId) {
         self.entries.entry(id).or_default().sent += 1;
@@ -148,7 +154,7 @@ impl Ledger {
             self.violations.push(format!("{id:?} was delivered but never sent"));
         }
         // Order is promised per publishing channel for messages that were neither requeued nor sent twice.
-        if !redelivered && seen.sent == 1 {
+        if !redelivered && seen.sent == 1 && !self.has_no_order {
             let last = self.last_in_order.entry((consumer, id.producer)).or_default();
             let previous = *last;
             *last = previous.max(id.number);

@@ -17,6 +17,7 @@
 //! | `campaign`, `minimize` | many seeds over threads, with reports; a failing run made smaller |
 //! | `membership` | members that come, go, are replaced and have damaged disks, under load and other faults |
 //! | `backups` | barriers under load and other faults, and slow copies of what they hold |
+//! | `restored` | a new cluster out of such copies, whose messages are consumed |
 //! | `mutants` | planted bugs that the simulator must find |
 //! | `replicas` | replication and journal alone, for many more leader changes in the same time |
 //!
@@ -39,6 +40,7 @@ pub mod network;
 pub mod plan;
 pub mod process;
 pub mod replicas;
+pub mod restored;
 pub mod rng;
 pub mod run;
 pub mod trace;

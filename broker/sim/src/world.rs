@@ -16,6 +16,7 @@ use holdfast_queue::ids::BootId;
 use holdfast_queue::time::Instant;
 
 use crate::client::Client;
+use crate::disk::SimDisk;
 use crate::invariants::Invariants;
 use crate::ledger::Ledger;
 use crate::mutants::Mutation;
@@ -146,6 +147,14 @@ impl World {
     /// # Errors
     /// When a process cannot start.
     pub fn new(rng: &mut Rng, plan: &Plan, mutation: Option<Mutation>) -> Result<Self, String> {
+        Self::on(rng, plan, mutation, Vec::new())
+    }
+
+    /// The same, but for the first machines, whose disks hold something already.
+    ///
+    /// # Errors
+    /// When a process cannot start.
+    pub fn on(rng: &mut Rng, plan: &Plan, mutation: Option<Mutation>, disks: Vec<SimDisk>) -> Result<Self, String> {
         let mut world = Self {
             now_us: 1_000_000,
             agenda: BinaryHeap::new(),
@@ -184,6 +193,9 @@ impl World {
             admin_answers: BTreeMap::new(),
             steps: 0,
         };
+        for (process, disk) in world.processes.iter_mut().zip(disks) {
+            process.disk = disk;
+        }
         for member in 0..MEMBERS {
             if plan.has_small_limits {
                 world.processes[member].limits = small_limits();

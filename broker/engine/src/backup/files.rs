@@ -175,7 +175,15 @@ fn state_at<R: EntryReader>(
     index: u64,
     visit: &mut dyn FnMut(&QueueEntry, &Message),
 ) -> Result<StateEntry, String> {
-    let copy = GroupCopy::<AnyMachine>::read_cut(group, reader, index)?;
+    state_of(&GroupCopy::read_cut(group, reader, index)?, reader, visit)
+}
+
+/// What a copy of a group holds, as a manifest has it; each message goes to `visit`.
+pub(crate) fn state_of<R: EntryReader>(
+    copy: &GroupCopy<AnyMachine>,
+    reader: &R,
+    visit: &mut dyn FnMut(&QueueEntry, &Message),
+) -> Result<StateEntry, String> {
     let places: BTreeMap<u64, _> = copy.live_payloads()?.into_iter().collect();
     let mut state = StateEntry { machine_sha256: hex(&Sha256::digest(copy.machine.snapshot())), queues: Vec::new() };
     let Some(machine) = copy.machine.queue() else { return Ok(state) };
@@ -243,9 +251,9 @@ impl std::fmt::Display for Problem {
     }
 }
 
-/// Compares a copy of a member's hold with the manifest: each file, then what the files hold. Uses no other file.
+/// Compares the files of a copy of a member's hold with the manifest. Uses no other file.
 #[must_use]
-pub fn verify<F: FileSystem>(manifest: &Manifest, member: &MemberEntry, hold: &F) -> Vec<Problem> {
+pub fn damage_in<F: FileSystem>(member: &MemberEntry, hold: &F) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut problem = |of: &str, what: String| problems.push(Problem { of: of.to_owned(), what });
     for file in &member.files {
@@ -261,6 +269,13 @@ pub fn verify<F: FileSystem>(manifest: &Manifest, member: &MemberEntry, hold: &F
             Ok(_) => {}
         }
     }
+    problems
+}
+
+/// Compares a copy of a member's hold with the manifest: each file, then what the files hold. Uses no other file.
+#[must_use]
+pub fn verify<F: FileSystem>(manifest: &Manifest, member: &MemberEntry, hold: &F) -> Vec<Problem> {
+    let mut problems = damage_in(member, hold);
     if !problems.is_empty() {
         return problems;
     }
@@ -294,7 +309,7 @@ pub fn verify<F: FileSystem>(manifest: &Manifest, member: &MemberEntry, hold: &F
     problems
 }
 
-fn differs(expected: &QueueEntry, found: &QueueEntry) -> String {
+pub(crate) fn differs(expected: &QueueEntry, found: &QueueEntry) -> String {
     format!(
         "it holds {} messages of {} bytes with the sum {}, and should hold {} of {} with {}",
         found.messages, found.bytes, found.sha256, expected.messages, expected.bytes, expected.sha256
@@ -302,13 +317,15 @@ fn differs(expected: &QueueEntry, found: &QueueEntry) -> String {
 }
 
 impl FileEntry {
-    fn held(&self) -> HeldFile {
+    /// What counts of it.
+    #[must_use]
+    pub fn held(&self) -> HeldFile {
         HeldFile { name: self.name.clone(), length: self.length, file_bytes: self.file_bytes }
     }
 }
 
 impl PlaceEntry {
-    fn place(&self) -> Result<Place, String> {
+    pub(crate) fn place(&self) -> Result<Place, String> {
         let nonce = u64::from_str_radix(&self.nonce, 16).map_err(|_| format!("'{}' is no nonce", self.nonce))?;
         let incarnation = holdfast_queue::ids::Incarnation { counter: self.incarnation, nonce };
         let group = holdfast_queue::ids::GroupId(self.group);

@@ -17,7 +17,7 @@ fn hold(dir: &Path) -> PathBuf {
 }
 
 /// Copies what a volume snapshot would have of a member: the held files under their names, and the others too.
-fn copy(from: &Path, to: &Path) {
+pub fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();

@@ -8,6 +8,8 @@ mod cluster;
 mod disk_faults;
 mod full_disk;
 mod journal;
+mod newcomers;
 mod recovery;
+mod restore;
 mod starting;
 mod survival;

@@ -14,6 +14,7 @@ mod queues;
 mod recovery;
 mod replicas;
 mod replication;
+mod restore;
 mod state;
 mod synchronising;
 
@@ -27,6 +28,7 @@ pub use policy_keys::Promote;
 pub use queues::queue_settings;
 pub use recovery::{Reborn, Recovery, SEEDED_GENERATION, SOURCE_GENERATION};
 pub use replication::MAX_REPLICAS;
+pub use restore::{Refounded, Restoration, restored_life};
 pub use state::{
     ClusterInfo, ExchangeInfo, ExchangeKind, GroupInfo, MemberInfo, Owner, Placement, QueueInfo, Standing, Target,
     Unsynchronised, UserInfo, Vhost,

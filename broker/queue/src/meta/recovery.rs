@@ -87,7 +87,8 @@ impl MetaMachine {
         self.derive();
     }
 
-    fn queues_outside(&self, groups: &BTreeMap<GroupId, Reborn>) -> Vec<QueueId> {
+    /// Queues that do not go on when only these groups do.
+    pub(super) fn queues_outside<T>(&self, groups: &BTreeMap<GroupId, T>) -> Vec<QueueId> {
         let outside = |(id, queue): (&QueueId, &QueueInfo)| match queue.placement {
             Placement::Replicated { group } => (!groups.contains_key(&group)).then_some(*id),
             Placement::Transient { .. } => Some(*id),
@@ -118,7 +119,7 @@ impl MetaMachine {
         self.groups.entry(group).or_default().queues.insert(queue);
     }
 
-    fn rebear(&mut self, id: GroupId, reborn: &Reborn) {
+    pub(super) fn rebear(&mut self, id: GroupId, reborn: &Reborn) {
         let Some(before) = self.groups.get(&id).cloned() else { return };
         let mut chosen = self.chosen_for(id, &before, reborn.member);
         let unsynchronised = self.hold_growth_back(&before, &BTreeSet::from([reborn.member]), &mut chosen);

@@ -87,6 +87,13 @@ impl QueueMachine {
         self.streams.boots().map(|(boot, _)| boot).chain(consumers).collect()
     }
 
+    /// Forgets all homes, as a group does that goes on in another cluster: what their consumers have not settled is back in
+    /// its place, redelivered. A queue that would go with its last consumer stays, since none of them has left it.
+    pub fn forget_homes(&mut self) {
+        self.streams = Streams::default();
+        self.queues.values_mut().for_each(Queue::forget_consumers);
+    }
+
     /// The highest command number applied from a home; 0 if none.
     pub fn last_seq(&self, boot: BootId) -> u64 {
         self.streams.last(boot)

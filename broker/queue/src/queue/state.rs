@@ -175,6 +175,17 @@ impl Queue {
         ended
     }
 
+    /// Ends all consumers without a word to anybody, and returns what they have not settled.
+    pub(super) fn forget_consumers(&mut self) {
+        for consumer in std::mem::take(&mut self.consumers).into_values() {
+            for delivery in consumer.unacked.iter() {
+                self.put_back(delivery.message);
+            }
+        }
+        self.rotation = Rotation::default();
+        (self.active, self.unacked, self.unacked_bytes) = (0, 0, 0);
+    }
+
     /// Whether the queue must go now that a consumer ended (`auto_delete`).
     pub(super) fn is_abandoned(&self) -> bool {
         self.settings.auto_delete && self.active == 0
