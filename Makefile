@@ -35,10 +35,10 @@ check: ## format, lints, and every test that needs no process and no cluster
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo test --locked $(PURE:%=-p %)
-	cargo test --locked -p holdfast
+	cargo test --locked -p holdfast -p holdfast-csi
 
 .PHONY: test
-test: install check sim test-processes test-chart ## everything that CI runs
+test: install check sim test-processes test-chart test-csi ## everything that CI runs
 	$(MAKE) e2e STRIKES=3
 
 .PHONY: test-processes
@@ -50,6 +50,10 @@ test-chart: ## helm lint, and charts/install.yaml against what the chart renders
 	tests/cluster/build helm
 	$(CACHE)/bin/helm lint charts/holdfast --strict
 	HOLDFAST_REQUIRE_HELM=1 cargo test --locked -p holdfast --test crds
+
+.PHONY: test-csi
+test-csi: build ## the test storage's driver against csi-sanity (as root)
+	tests/csi/sanity $(BIN)/holdfast-csi
 
 .PHONY: sim
 sim: ## the simulator: SEEDS=n seeds, or one with SEED=x; PROFILE=small, mixed, replicas, membership or policies, or FAULT=n of the fault list
@@ -67,8 +71,8 @@ mutants: ## the simulator's test of itself: within how many seeds each planted b
 	$(BIN)/holdfast-sim --mutants --seeds 200
 
 .PHONY: build
-build: ## the release programs
-	$(RELEASE) -p holdfast-node -p holdfast
+build: ## the release programs, and the test storage's driver, which shares what the operator is built from
+	$(RELEASE) -p holdfast-node -p holdfast -p holdfast-csi
 
 # A tag that changes with the program: a cluster that is up already must not go on with the one of before.
 .PHONY: image
@@ -86,7 +90,7 @@ crds: ## write crds/ anew from the Rust types
 	HOLDFAST_REGENERATE=1 cargo test --locked -p holdfast --test crds
 
 .PHONY: cluster-up
-cluster-up: ## start the local three-zone Kubernetes
+cluster-up: build ## start the local three-zone Kubernetes
 	tests/cluster/build
 	$(CLUSTER_TOOL) up
 

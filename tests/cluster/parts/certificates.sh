@@ -58,10 +58,12 @@ make_certificates() {
   make_certificate scheduler /CN=system:kube-scheduler
   make_certificate proxy /CN=system:kube-proxy
   make_certificate dns /CN=system:coredns
+  # The storage's three programs change objects of every kind around volumes: a test cluster's rights for them are all.
+  make_certificate storage /O=system:masters/CN=storage
   for node in "${NODES[@]}"; do
     make_certificate "kubelet-$node" "/O=system:nodes/CN=system:node:$node" "DNS:$node,IP:$(node_address "$node")"
   done
-  for client in admin controller-manager scheduler proxy dns "${NODES[@]/#/kubelet-}"; do
+  for client in admin controller-manager scheduler proxy dns storage "${NODES[@]/#/kubelet-}"; do
     make_kubeconfig "$client" "$ROOT/$client.kubeconfig"
   done
 }

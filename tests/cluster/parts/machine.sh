@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # What the machine must offer, and what Kubernetes changes on it outside of the state root and the network namespace.
 
-NEEDED_PROGRAMS=(containerd ctr runc nft conntrack ip nsenter setsid openssl python3 flock sysctl mountpoint)
+NEEDED_PROGRAMS=(containerd ctr runc nft conntrack ip nsenter setsid openssl python3 flock sysctl mountpoint
+  mkfs.btrfs btrfs losetup)
 # kubelet sets these for the whole machine, whatever it is told; `down` puts them back.
 KUBELET_SYSCTLS=(vm.overcommit_memory vm.panic_on_oom kernel.panic kernel.panic_on_oops
   kernel.keys.root_maxkeys kernel.keys.root_maxbytes)
@@ -19,6 +20,9 @@ check_machine() {
   ((${#missing[@]} == 0)) || unable "missing: ${missing[*]}. Run .ci/install first."
   grep -qw overlay /proc/filesystems || modprobe overlay 2>/dev/null ||
     unable "the kernel has no overlayfs. Use a kernel with CONFIG_OVERLAY_FS."
+  grep -qw btrfs /proc/filesystems || modprobe btrfs 2>/dev/null ||
+    unable "the kernel has no btrfs, which the volumes with snapshots are on. Use a kernel with CONFIG_BTRFS_FS."
+  losetup --find >/dev/null 2>&1 || unable "no loop device is free. It needs CONFIG_BLK_DEV_LOOP."
   [[ -n "$(cgroup_hierarchies)" ]] || unable "no cgroup hierarchy is mounted below /sys/fs/cgroup."
   ((${#ROOT} <= 60)) || fail "the state root $ROOT is too long: socket paths below it would pass the kernel's limit."
   [[ $ROOT == /* ]] || fail "HOLDFAST_CLUSTER_ROOT must be an absolute path, not $ROOT."

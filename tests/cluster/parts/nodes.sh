@@ -175,7 +175,7 @@ remove_sandbox_records() {
 # As if its power was cut: every process of the node ends at once, and what was only in its memory is gone.
 kill_node() {
   local node=$1
-  kill_servers "kubelet-$node" "containerd-$node"
+  kill_servers "kubelet-$node" "containerd-$node" "csi-$node"
   kill_shims "$node"
   kill_pods "$node"
   remove_shim_sockets "$node"
@@ -188,5 +188,6 @@ start_node() {
   local node=$1
   if ! server_runs "containerd-$node"; then start_containerd "$node"; fi
   wait_for 20 "containerd of $node" containerd_answers "$node" || { show_log "containerd-$node"; return 1; }
+  if ! server_runs "csi-$node"; then start_node_driver "$node"; fi
   if ! server_runs "kubelet-$node"; then start_kubelet "$node"; fi
 }

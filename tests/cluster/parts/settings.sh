@@ -18,6 +18,8 @@ ROOT_MARK="$ROOT/.holdfast-cluster"
 NODES=(n1 n2 n3)
 VOLUMES_PER_NODE=8
 VOLUME_SIZE=10Gi
+# Of the file system that holds the CSI driver's volumes; its file takes what is written, not more.
+POOL_SIZE=20G
 PAUSE_IMAGE=docker.io/holdfast/pause:1
 
 # 198.18.0.0/15 is set aside for tests of networks, so it collides with no real one.
