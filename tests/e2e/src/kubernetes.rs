@@ -120,6 +120,14 @@ impl Kubernetes {
         Ok(pods)
     }
 
+    /// One pod by name.
+    ///
+    /// # Errors
+    /// What `kubectl` printed.
+    pub async fn pod(&self, name: &str) -> Result<Pod> {
+        Ok(Pod::from_json(&self.get(&["pod", name]).await?))
+    }
+
     /// A value of a Secret, decoded.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 mod bad_spec;
 mod changes;
 mod chart;
+mod csi;
 mod drain;
 mod failover;
 mod ready;
@@ -98,6 +99,11 @@ pub const CASES: &[Case] = &[
         name: "volumes",
         shows: "a missing storage class, a volume that cannot grow, and one that may, are said in the conditions",
         run: |c| Box::pin(changes::volumes(c)),
+    },
+    Case {
+        name: "csi",
+        shows: "the test storage cuts, tears, restores and grows volumes in every zone, and its faults are visible",
+        run: |c| Box::pin(csi::run(c)),
     },
     Case {
         name: "chart",
