@@ -60,6 +60,8 @@ struct Seals {
     /// Members that have not answered.
     waiting: BTreeSet<MemberId>,
     parts: BTreeMap<MemberId, MemberPart>,
+    /// Members that hold nothing, by name, and why.
+    failed: BTreeMap<String, String>,
 }
 
 impl Coordination {
@@ -220,6 +222,7 @@ impl<R: EntryReader> Member<R> {
                     told_at: now,
                     waiting: live,
                     parts: BTreeMap::new(),
+                    failed: BTreeMap::new(),
                 });
                 let end = own.end(places);
                 self.tell_all(&end);
@@ -273,7 +276,10 @@ impl<R: EntryReader> Member<R> {
         let read = |part: Bytes| serde_json::from_slice(&part).map_err(|error| format!("what it said: {error}"));
         match part.and_then(read) {
             Ok(part) => drop(seals.parts.insert(from, part)),
-            Err(why) => self.event(Severity::Warning, format!("member '{name}' holds nothing for the backup: {why}")),
+            Err(why) => {
+                seals.failed.insert(name.clone(), why.clone());
+                self.event(Severity::Warning, format!("member '{name}' holds nothing for the backup: {why}"));
+            }
         }
         self.drive_seals();
     }
@@ -368,7 +374,9 @@ impl<R: EntryReader> Member<R> {
         let manifest = match made {
             Ok(manifest) => manifest,
             Err((group, why)) => {
-                let text = format!("the backup '{}' lacks {}: {why}", own.id, self.groups_in_words(&[group]));
+                let failed: String =
+                    seals.failed.iter().map(|(name, why)| format!("; {name} holds nothing: {why}")).collect();
+                let text = format!("the backup '{}' lacks {}: {why}{failed}", own.id, self.groups_in_words(&[group]));
                 own.phase = Phase::Sealing(seals);
                 self.backup.coordination = Some(own);
                 return self.fail_barrier(refused(
