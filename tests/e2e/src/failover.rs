@@ -159,6 +159,19 @@ impl Load {
         is_back(brokers, struck, Duration::from_secs(60)).await
     }
 
+    /// As [`Load::finish`], but nothing more is sent: what is on its way is confirmed, whatever the total was to be.
+    ///
+    /// # Errors
+    /// When a producer could not get that confirmed in time.
+    pub async fn finish_early(mut self) -> Result<Verdict> {
+        self.whereabouts.send_no_more();
+        for producer in std::mem::take(&mut self.producers) {
+            producer.await??;
+        }
+        self.total = self.published.load(Ordering::Relaxed);
+        self.finish().await
+    }
+
     /// Waits for the producers, drains the queue, stops the consumers and gives the verdict.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! The end-to-end cases, each a sentence of what a user may rely on. They share one operator and one cluster.
 
+mod backup;
 mod bad_spec;
 mod changes;
 mod chart;
@@ -104,6 +105,11 @@ pub const CASES: &[Case] = &[
         name: "csi",
         shows: "the test storage cuts, tears, restores and grows volumes in every zone, and its faults are visible",
         run: |c| Box::pin(csi::run(c)),
+    },
+    Case {
+        name: "backup",
+        shows: "a backup under load, atomic or torn, with the operator killed in the middle, loses nothing and reads back whole",
+        run: |c| Box::pin(backup::run(c)),
     },
     Case {
         name: "chart",
