@@ -40,6 +40,8 @@ pub mod passwords;
 pub mod peers;
 pub mod pre_stop;
 pub mod probes;
+pub mod push_command;
+pub mod received;
 pub mod recover_command;
 pub mod recovery_dirs;
 pub mod recovery_plan;

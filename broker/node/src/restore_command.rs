@@ -1,4 +1,4 @@
-//! `holdfast-broker restore build`: a new cluster is founded from copies of what a backup's barrier held. What it keeps, and
+//! `holdfast-broker restore build|push`: a new cluster is founded from copies of what a backup's barrier held. What it keeps, and
 //! why the copy is never taken for the original: [`holdfast_engine::restore`].
 
 use std::path::{Path, PathBuf};
@@ -16,6 +16,7 @@ use crate::clock::{random_u64, random_u128};
 use crate::data_dir::DataDir;
 use crate::failure::{ExitKind, Failure};
 use crate::hold_dirs::{hold_in, member_of, read_manifest, sha256_hex};
+use crate::push_command::{PushArgs, push};
 use crate::restored_journal::{RestoreRecord, prepare, put_in_place, refuse_used, tidy};
 
 /// What to do.
@@ -23,6 +24,9 @@ use crate::restored_journal::{RestoreRecord, prepare, put_in_place, refuse_used,
 pub enum RestoreCommand {
     /// Make the data directory of a new cluster's first member, out of copies of what a barrier held.
     Build(BuildArgs),
+    /// Send a copy of what a barrier held on a member to a blank member, whose admin API then founds the cluster. What is
+    /// there already is not sent again.
+    Push(PushArgs),
 }
 
 /// `restore build`.
@@ -84,7 +88,15 @@ fn parse_member(text: &str) -> Result<ExpectedMember, String> {
 pub fn restore(command: &RestoreCommand) -> Result<(), Failure> {
     match command {
         RestoreCommand::Build(args) => build(args),
+        RestoreCommand::Push(args) => small_runtime()?.block_on(push(args)),
     }
+}
+
+fn small_runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(ExitKind::Internal, format!("cannot start: {error}"), "try again"))
 }
 
 fn build(args: &BuildArgs) -> Result<(), Failure> {

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock::random_u64;
 use crate::data_dir::JOURNAL;
 use crate::failure::{ExitKind, Failure};
+use crate::received::Received;
 
 /// In a journal that a restore made.
 const RECORD: &str = "restore.json";
@@ -67,6 +68,28 @@ pub fn tidy(data_dir: &Path) -> Result<(), Failure> {
     }
 }
 
+/// At a start: what is left of a restore that was done, or that can never be applied, goes; what a blank member has received
+/// stays, so that it can be gone on with.
+///
+/// # Errors
+/// The disk's.
+pub fn tidy_at_start(data_dir: &Path, is_blank: bool) -> Result<(), Failure> {
+    tidy(data_dir)?;
+    match is_blank {
+        true => Ok(()),
+        false => {
+            Received::remove(data_dir).map_err(|error| trouble(data_dir, "what was received cannot be removed", error))
+        }
+    }
+}
+
+/// After the new journal is in its place, as far as that can be: the next start does the rest.
+pub fn clear_away(data_dir: &Path) {
+    if let Err(failure) = tidy_at_start(data_dir, false) {
+        tracing::warn!("{failure}");
+    }
+}
+
 /// Refuses a directory whose member is in a cluster, or was. Gives the highest token that it has seen.
 ///
 /// # Errors
@@ -101,21 +124,19 @@ pub fn bytes_needed(manifest: &Manifest, members: &[&MemberEntry]) -> u64 {
     read + CHECKPOINT_BYTES * manifest.totals.groups + SPARE_BYTES
 }
 
-fn refuse_lack_of_room<F: FileSystem>(
-    beside: &Path,
-    files: &RealFileSystem,
-    manifest: &Manifest,
-    copies: &[HoldCopy<F>],
-) -> Result<(), Failure> {
-    let members = copies.iter().map(|copy| copy.member.clone()).collect();
-    let needed = bytes_needed(manifest, &Coverage::of(manifest).chosen(&members));
-    let free = files.space().map_err(|error| trouble(beside, "its room cannot be had", error))?.free_bytes;
+/// Refuses a directory on whose volume there is less room.
+///
+/// # Errors
+/// It says how much is needed.
+pub fn refuse_lack_of_room(dir: &Path, needed: u64) -> Result<(), Failure> {
+    let stat = rustix::fs::statvfs(dir).map_err(|error| trouble(dir, "its room cannot be had", error))?;
+    let free = stat.f_bavail * stat.f_frsize;
     if free >= needed {
         return Ok(());
     }
     Err(Failure::new(
         ExitKind::Io,
-        format!("{} has no room: the restore needs {needed} bytes, and {free} are free", beside.display()),
+        format!("{} has no room: the restore needs {needed} bytes, and {free} are free", dir.display()),
         "make the volume larger, or free some of it; nothing was changed",
     ))
 }
@@ -149,7 +170,8 @@ fn make<F: FileSystem>(
     record: &RestoreRecord,
 ) -> Result<Restored, Failure> {
     let files = RealFileSystem::new(beside).map_err(|error| trouble(beside, "cannot be made", error))?;
-    refuse_lack_of_room(beside, &files, manifest, copies)?;
+    let members = copies.iter().map(|copy| copy.member.clone()).collect();
+    refuse_lack_of_room(beside, bytes_needed(manifest, &Coverage::of(manifest).chosen(&members)))?;
     let nonce = random_u64().map_err(|error| trouble(beside, "no random numbers", error))?;
     let config = JournalConfig { nonce, ..JournalConfig::default() };
     let (mut journal, _) =

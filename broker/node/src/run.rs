@@ -34,6 +34,7 @@ use crate::metrics::NodeMetrics;
 use crate::passwords::Passwords;
 use crate::peers::Peers;
 use crate::probes;
+use crate::restored_journal;
 use crate::tls::Certificates;
 
 /// Threads that serve sockets.
@@ -70,6 +71,8 @@ pub fn run(config: &Config) -> Result<(), Failure> {
     }
     refuse_other_cluster(&data_dir, config, &recovered)?;
     refuse_old_epoch(&data_dir, config, &recovered)?;
+    let is_blank = !belongs_to_a_cluster(&recovered);
+    restored_journal::tidy_at_start(data_dir.path(), is_blank)?;
     let process = Process { config, data_dir: &data_dir, certificates: &certificates, runtime: &runtime, metrics };
     let ended = process.work(listeners, journal, recovered)?;
     runtime.shutdown_timeout(LAST_BYTES);
@@ -153,6 +156,12 @@ fn open_journal(data_dir: &DataDir, config: &Config, meter: DiskMeter) -> Result
         JournalError::NoSpace { .. } => trouble(ExitKind::Io, &error, "free space on the volume, or make it larger"),
         _ => trouble(ExitKind::Io, &error, "check the volume"),
     })
+}
+
+fn belongs_to_a_cluster(recovered: &Recovered) -> bool {
+    // An identity that cannot be read is one all the same.
+    let is_blank = |bytes| Identity::decode(bytes).is_ok_and(|identity| identity.membership.is_none());
+    recovered.identity.as_ref().is_some_and(|bytes| !is_blank(bytes)) || !recovered.groups.is_empty()
 }
 
 /// A directory of another cluster is left as it is: its members may still need it.
@@ -308,9 +317,11 @@ impl Process<'_> {
             let router = admin::routes::router(inbox.clone(), data_dir.clone()).merge(admin::recovery::router(
                 inbox.clone(),
                 data_dir.clone(),
-                brake,
+                brake.clone(),
                 end_process,
             ));
+            let restore = admin::restore::router(inbox.clone(), data_dir.clone(), brake, end_process)?;
+            let router = router.merge(restore);
             let router = router.merge(admin::backup::router(inbox.clone(), data_dir.clone(), holds));
             self.runtime.spawn(http_server::serve(listener, Some(tls), router, budget.http));
         }

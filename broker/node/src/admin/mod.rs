@@ -5,4 +5,5 @@ pub mod client;
 pub mod json;
 mod policies;
 pub mod recovery;
+pub mod restore;
 pub mod routes;

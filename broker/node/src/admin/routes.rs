@@ -134,7 +134,7 @@ fn used_bytes(dir: &std::path::Path, seen: &mut HashSet<(u64, u64)>) -> u64 {
     used
 }
 
-fn token(headers: &HeaderMap) -> Result<Option<u64>, Refusal> {
+pub(super) fn token(headers: &HeaderMap) -> Result<Option<u64>, Refusal> {
     let Some(value) = headers.get(TOKEN_HEADER) else { return Ok(None) };
     let number = value.to_str().ok().and_then(|text| text.parse().ok());
     number.map(Some).ok_or_else(|| {
@@ -174,6 +174,11 @@ async fn get_health(State(admin): Shared, headers: HeaderMap) -> Answer {
 
 async fn bootstrap(State(admin): Shared, headers: HeaderMap, body: Bytes) -> Answer {
     let body: BootstrapBody = parse(&body)?;
+    if crate::received::Received::is_any(admin.data_dir()) {
+        let hint =
+            "POST /v1/restore/{backup}/apply founds the cluster out of it; DELETE /v1/restore/{backup} gives it up";
+        return Err(Refusal::new(AdminErrorKind::Conflict, "a backup is being restored on this member", hint));
+    }
     let action = AdminAction::Bootstrap {
         cluster_id: body.cluster_id,
         members: body.members.into_iter().map(Into::into).collect(),
@@ -275,7 +280,7 @@ async fn get_rebalance(State(admin): Shared, headers: HeaderMap) -> Answer {
     }
 }
 
-async fn credentials(name: String, password: String) -> Result<UserCredentials, Refusal> {
+pub(super) async fn credentials(name: String, password: String) -> Result<UserCredentials, Refusal> {
     if name.is_empty() || password.is_empty() {
         return Err(Refusal::new(AdminErrorKind::BadRequest, "the user's name or password is empty", "send both"));
     }

@@ -11,5 +11,6 @@ mod journal;
 mod newcomers;
 mod recovery;
 mod restore;
+mod restore_api;
 mod starting;
 mod survival;

@@ -4,18 +4,20 @@
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use holdfast_node::admin::client::{AdminClient, CallError};
 use holdfast_node::config::{Advertise, Config, Limits, Listen, Listeners, MemberConfig, TlsFiles};
 use holdfast_node::dev::certificates::Authority;
 use holdfast_node::tls::Certificates;
 use http::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::cluster::{PATIENCE, eventually, program, uri};
 
 /// One member; its process, if it runs.
 pub struct Newcomer {
+    pub name: String,
     pub dir: PathBuf,
     pub amqp: SocketAddr,
     pub peer: SocketAddr,
@@ -72,7 +74,7 @@ impl Newcomers {
             };
             let file = dir.path().join(format!("{name}.yaml"));
             std::fs::write(&file, config.to_yaml()).unwrap();
-            Newcomer { dir: config.data_dir, amqp, peer, admin, config: file, child: None }
+            Newcomer { dir: config.data_dir, name, amqp, peer, admin, config: file, child: None }
         };
         let members = (0..count).map(member).collect();
         let tls = authority.issue("admin", &["admin.localhost"]).unwrap();
@@ -99,6 +101,19 @@ impl Newcomers {
         }
     }
 
+    /// The code that a member's process ends with by itself.
+    pub fn ended(&mut self, member: usize) -> Option<i32> {
+        let mut child = self.members[member].child.take().expect("it runs");
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(Instant::now() < end, "{} does not end", self.members[member].name);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     pub fn client(&self, member: usize) -> AdminClient {
         AdminClient {
             address: self.members[member].admin,
@@ -121,6 +136,11 @@ impl Newcomers {
         self.call(member, Method::GET, path, None).await.ok()
     }
 
+    /// Waits until a member answers at all.
+    pub async fn answers(&self, member: usize) -> Value {
+        eventually("the member answers", || self.get(member, "/v1/health")).await
+    }
+
     /// Waits until so many members are ready.
     pub async fn ready(&self, count: usize) {
         eventually("the members are ready", || async {
@@ -133,6 +153,12 @@ impl Newcomers {
             Some(())
         })
         .await;
+    }
+
+    /// All of them, as requests list members.
+    pub fn listed(&self) -> Value {
+        let listed = |(number, member): (usize, &Newcomer)| json!({ "name": member.name, "address": member.peer.to_string(), "zone": format!("zone-{number}") });
+        self.members.iter().enumerate().map(listed).collect()
     }
 
     pub fn uri(&self, member: usize) -> String {

@@ -14,11 +14,11 @@ use crate::backup::copy;
 use crate::cluster::{Cluster, PATIENCE, program, uri};
 use crate::newcomers::Newcomers;
 
-const ID: &str = "weekly-1";
-const CLUSTER: &str = "5a8a1c3e-0000-4000-8000-restored0001";
+pub const ID: &str = "weekly-1";
+pub const CLUSTER: &str = "5a8a1c3e-0000-4000-8000-restored0001";
 /// Messages in the queue of which some are out at a consumer when the barrier comes, and in the other one.
-const ORDERS: u32 = 400;
-const OTHERS: u32 = 250;
+pub const ORDERS: u32 = 400;
+pub const OTHERS: u32 = 250;
 const OUT: usize = 7;
 
 /// What is left of a cluster.
@@ -93,7 +93,7 @@ pub fn a_segment(left: &Left, copy: usize) -> PathBuf {
 }
 
 /// Changes one byte of a file; gives its name.
-fn damage(path: &Path) -> String {
+pub fn damage(path: &Path) -> String {
     let mut bytes = std::fs::read(path).unwrap();
     bytes[9_000] ^= 1;
     std::fs::write(path, bytes).unwrap();
