@@ -29,10 +29,12 @@ use tokio_rustls::TlsConnector;
 mod backup;
 mod fake;
 mod recovery;
+mod restore;
 
 pub use backup::{Barrier, BarrierRequest, BarrierTotals, MissingGroup};
 pub use fake::FakeBrokers;
 pub use recovery::{PersonNeeded, PlannedCluster, PlannedGroup, PlannedPosition, PlannedQueue, RecoveryPlan};
+pub use restore::{RestoreProgress, RestoreState};
 
 /// The admin listener's port.
 pub const ADMIN_PORT: u16 = 5690;
@@ -256,6 +258,13 @@ pub trait BrokerAdmin: Send + Sync {
     /// Carries that member's part of the plan out; it ends, and starts again in the new epoch.
     fn recovery_apply<'a>(&'a self, door: &'a Door, plan_hash: &'a str, nonce: u64, found: &'a [Value])
     -> Call<'a, ()>;
+    /// How far a blank member is in receiving a backup.
+    fn restore_progress<'a>(&'a self, door: &'a Door) -> Call<'a, RestoreProgress>;
+    /// Found the cluster with what was received of that backup; the member ends, and starts again as the founder. Only
+    /// ever asked of one member, behind the same latch as [`BrokerAdmin::bootstrap`].
+    fn restore_apply<'a>(&'a self, door: &'a Door, backup: &'a str, request: &'a Bootstrap) -> Call<'a, ()>;
+    /// Forget what was received of that backup.
+    fn restore_discard<'a>(&'a self, door: &'a Door, backup: &'a str) -> Call<'a, ()>;
     /// Draw a line through every queue, and have the members hold their files.
     fn draw_barrier<'a>(&'a self, door: &'a Door, request: &'a BarrierRequest) -> Call<'a, Barrier>;
     /// Hold the files of that line for so long from now; refused where they are held no more.
@@ -423,6 +432,26 @@ impl BrokerAdmin for HttpAdmin {
     ) -> Call<'a, ()> {
         let body = json!({ "planHash": plan_hash, "nonce": format!("{nonce:016x}"), "found": found });
         done(self.call(door, Method::POST, "/v1/recovery/apply", Some(body), DISK_WORK))
+    }
+
+    fn restore_progress<'a>(&'a self, door: &'a Door) -> Call<'a, RestoreProgress> {
+        self.call(door, Method::GET, "/v1/restore", None, QUICK).boxed()
+    }
+
+    fn restore_apply<'a>(&'a self, door: &'a Door, backup: &'a str, request: &'a Bootstrap) -> Call<'a, ()> {
+        async move {
+            let path = format!("/v1/restore/{backup}/apply");
+            done(self.call(door, Method::POST, &path, Some(json!(request)), DISK_WORK)).await
+        }
+        .boxed()
+    }
+
+    fn restore_discard<'a>(&'a self, door: &'a Door, backup: &'a str) -> Call<'a, ()> {
+        async move {
+            let path = format!("/v1/restore/{backup}");
+            done(self.call(door, Method::DELETE, &path, None, COMMIT)).await
+        }
+        .boxed()
     }
 
     fn draw_barrier<'a>(&'a self, door: &'a Door, request: &'a BarrierRequest) -> Call<'a, Barrier> {

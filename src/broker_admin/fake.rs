@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::{
     AdminError, Barrier, BarrierRequest, Bootstrap, BrokerAdmin, Call, Credentials, Door, ExpectedMember, Group,
-    Health, KnownMember, MemberState, RecoveryPlan, Replica,
+    Health, KnownMember, MemberState, RecoveryPlan, Replica, RestoreProgress,
 };
 
 /// Brokers that exist only in memory, for tests of the operator.
@@ -31,14 +31,50 @@ struct FakeState {
     refuse: Option<(String, AdminError)>,
     plan: RecoveryPlan,
     barrier: Barrier,
+    restore: RestoreProgress,
     /// The ids of lines whose files each member holds.
     holds: BTreeMap<String, BTreeSet<String>>,
+}
+
+impl FakeState {
+    fn found(&mut self, founder: &str, request: &Bootstrap) {
+        self.users.insert(request.user.name.clone(), request.user.password.clone());
+        let known: Vec<KnownMember> = (1..)
+            .zip(&request.members)
+            .map(|(id, m)| KnownMember {
+                name: m.name.clone(),
+                id: Some(id),
+                zone: m.zone.clone(),
+                live: true,
+                ready: true,
+            })
+            .collect();
+        for member in &request.members {
+            if let Some(health) = self.members.get_mut(&member.name) {
+                health.cluster_id = Some(request.cluster_id.clone());
+                health.zone = member.zone.clone();
+                health.state = MemberState::Started;
+                health.ready = true;
+                health.quorum = true;
+                health.metadata_leader = Some(founder.to_owned());
+                health.zone_fault_tolerant = true;
+                health.groups.total = 1;
+                health.groups.leading = u64::from(member.name == founder);
+                health.members = known.clone();
+            }
+        }
+    }
 }
 
 impl FakeBrokers {
     /// What every broker's plan for a forced recovery is.
     pub fn set_recovery_plan(&self, plan: RecoveryPlan) {
         self.lock().plan = plan;
+    }
+
+    /// How far a blank member is in receiving a backup.
+    pub fn set_restore(&self, progress: RestoreProgress) {
+        self.lock().restore = progress;
     }
 
     /// What a line brings that is drawn from now on.
@@ -131,33 +167,7 @@ impl BrokerAdmin for FakeBrokers {
     }
 
     fn bootstrap<'a>(&'a self, door: &'a Door, request: &'a Bootstrap) -> Call<'a, ()> {
-        self.change("bootstrap", door, |state| {
-            state.users.insert(request.user.name.clone(), request.user.password.clone());
-            let known: Vec<KnownMember> = (1..)
-                .zip(&request.members)
-                .map(|(id, m)| KnownMember {
-                    name: m.name.clone(),
-                    id: Some(id),
-                    zone: m.zone.clone(),
-                    live: true,
-                    ready: true,
-                })
-                .collect();
-            for member in &request.members {
-                if let Some(health) = state.members.get_mut(&member.name) {
-                    health.cluster_id = Some(request.cluster_id.clone());
-                    health.zone = member.zone.clone();
-                    health.state = MemberState::Started;
-                    health.ready = true;
-                    health.quorum = true;
-                    health.metadata_leader = Some(door.member.clone());
-                    health.zone_fault_tolerant = true;
-                    health.groups.total = 1;
-                    health.groups.leading = u64::from(member.name == door.member);
-                    health.members = known.clone();
-                }
-            }
-        })
+        self.change("bootstrap", door, |state| state.found(&door.member, request))
     }
 
     fn put_members<'a>(&'a self, door: &'a Door, members: &'a [ExpectedMember]) -> Call<'a, ()> {
@@ -236,6 +246,20 @@ impl BrokerAdmin for FakeBrokers {
             // The process ends, and is silent until the kubelet has started it again.
             state.members.remove(&door.member);
         })
+    }
+
+    fn restore_progress<'a>(&'a self, door: &'a Door) -> Call<'a, RestoreProgress> {
+        let state = self.lock();
+        let answer = state.members.get(&door.member).ok_or_else(|| silence(door)).map(|_| state.restore.clone());
+        futures::future::ready(answer).boxed()
+    }
+
+    fn restore_apply<'a>(&'a self, door: &'a Door, backup: &'a str, request: &'a Bootstrap) -> Call<'a, ()> {
+        self.change(&format!("restore {backup}"), door, |state| state.found(&door.member, request))
+    }
+
+    fn restore_discard<'a>(&'a self, door: &'a Door, backup: &'a str) -> Call<'a, ()> {
+        self.change(&format!("discard {backup}"), door, |state| state.restore = RestoreProgress::default())
     }
 
     fn draw_barrier<'a>(&'a self, door: &'a Door, request: &'a BarrierRequest) -> Call<'a, Barrier> {

@@ -14,6 +14,7 @@ pub mod cover;
 pub mod observe;
 pub mod plan;
 mod status;
+pub mod verification;
 mod watch;
 
 pub use watch::run;
@@ -21,10 +22,13 @@ pub use watch::run;
 /// One pass over one backup. What is about to be done is in the status before it is done, so that another process can go
 /// on, and clean up, where this one ended.
 pub async fn reconcile(backup: Arc<MessageQueueBackup>, ctx: Arc<Context>) -> Result<Action, Error> {
-    if backup.metadata.deletion_timestamp.is_some() || backup.status.as_ref().is_some_and(|s| s.phase.is_over()) {
+    let now = (ctx.clock)();
+    if backup.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }
-    let now = (ctx.clock)();
+    if backup.status.as_ref().is_some_and(|s| s.phase.is_over()) {
+        return verification::go_on(&ctx, &backup, now).await;
+    }
     let Some(observed) = observe::observe(&ctx, &backup, now).await? else { return Ok(Action::await_change()) };
     let plan = plan::plan(&backup, &observed, now);
     let outcome = apply::apply(&ctx, &backup, &observed, &plan).await;

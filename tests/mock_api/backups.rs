@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use holdfast::{
-    api::v1alpha1::{BackupPhase, MessageQueueBackup, MessageQueueBackupStatus, Reason},
+    api::v1alpha1::{BackupPhase, MessageQueueBackup, MessageQueueBackupStatus, Reason, VerificationResult},
     broker_admin::{AdminError, Barrier, BarrierTotals},
     controllers::messagequeuebackup,
 };
@@ -308,4 +308,42 @@ async fn snapshots_belong_to_what_the_backup_says() {
         let cluster = one["metadata"]["annotations"]["holdfast.dev/cluster"].as_str().expect("an annotation");
         assert!(cluster.contains(&world.status().cluster_id.expect("founded")), "{cluster}");
     }
+}
+
+#[tokio::test]
+async fn a_complete_backup_is_proven_in_a_cluster_of_its_own_that_goes_again() {
+    const CLUSTERS: &str = "/apis/holdfast.dev/v1alpha1/namespaces/shop/messagequeueclusters/verify-";
+    let world = world().await;
+    create(&world, "first", json!({ "verification": {} }));
+    until(&world, BackupPhase::Cutting).await;
+    step(&world).await;
+    assert_eq!(world.api.below(CLUSTERS), Vec::<String>::new(), "not before it is complete");
+    storage_cuts(&world, true);
+    until(&world, BackupPhase::Completed).await;
+    step(&world).await;
+    assert_eq!(status(&world).verification.map(|v| v.result), Some(VerificationResult::Running));
+    step(&world).await;
+    let path = world.api.below(CLUSTERS).pop().expect("a cluster");
+    let cluster = world.api.get(&path).expect("a cluster");
+    assert_eq!(cluster["spec"]["bootstrap"]["recovery"]["backup"]["name"], "first");
+    assert_eq!(cluster["spec"]["members"], 1);
+    let at = world.now().to_string();
+    world.api.change(&path, |cluster| {
+        cluster["status"] = json!({
+            "restore": { "barrier": "b", "manifestSha256": "5ea1", "completedAt": at },
+            "conditions": [{ "type": "Ready", "status": "True", "reason": "AllMembersReady", "message": "", "lastTransitionTime": at }],
+        });
+    });
+    step(&world).await;
+    let verification = status(&world).verification.expect("a verification");
+    assert_eq!((verification.result, verification.messages), (VerificationResult::Verified, Some(1000)));
+    assert!(world.api.get(&path).is_some(), "the result is written down first");
+    step(&world).await;
+    assert!(world.api.get(&path).is_none());
+    assert!(world.api.events().contains(&"Verified".to_owned()));
+    let done = status(&world);
+    for _ in 0..3 {
+        step(&world).await;
+    }
+    assert_eq!((status(&world), world.api.below(CLUSTERS)), (done, Vec::new()));
 }

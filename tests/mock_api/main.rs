@@ -5,6 +5,7 @@ mod changes;
 mod founding;
 mod health;
 mod recovery;
+mod restore;
 mod schedules;
 mod support;
 

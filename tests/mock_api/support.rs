@@ -331,6 +331,7 @@ fn is_collection(path: &str) -> bool {
         "messagequeuebackups",
         "volumesnapshots",
         "volumesnapshotclasses",
+        "jobs",
     ]
     .iter()
     .any(|plural| path.ends_with(&format!("/{plural}")))

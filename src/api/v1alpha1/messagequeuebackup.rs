@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Messages", type_ = "integer", json_path = ".status.totals.messages"),
     printcolumn(name = "Queues", type_ = "integer", json_path = ".status.totals.queues"),
     printcolumn(name = "Completed", type_ = "date", json_path = ".status.completedAt"),
+    printcolumn(name = "Verified", type_ = "string", json_path = ".status.verification.result"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "Pause-Ms", type_ = "integer", json_path = ".status.barrier.pauseMs", priority = 1),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason", priority = 1),
@@ -41,6 +42,34 @@ pub struct MessageQueueBackupSpec {
 
     #[serde(flatten)]
     pub template: MessageQueueBackupTemplate,
+
+    /// The backup is proven by restoring it, once it is complete.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verification: Option<VerificationSpec>,
+}
+
+/// How a backup is proven: a cluster of one member, with an identity of its own, begins with it and is removed again. Its
+/// broker compares what it has then, queue by queue, with the sums that the backed-up cluster's brokers wrote down.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct VerificationSpec {
+    /// Seconds after which a restore that is not complete has failed.
+    #[serde(default = "verification_deadline_seconds")]
+    #[schemars(range(min = 10, max = 86400))]
+    pub deadline_seconds: i32,
+    /// Size of the volume. Default: as much as all snapshots of the backup are of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 20))]
+    #[x_kube(validation = Rule::new("self.matches('^[0-9]+([.][0-9]+)?(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?$')").message("storageSize must be a quantity such as 10Gi or 500Mi"))]
+    pub storage_size: Option<String>,
+    /// Storage class of that volume and of the snapshots that are read. Default: the backed-up cluster's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub storage_class_name: Option<String>,
+}
+
+fn verification_deadline_seconds() -> i32 {
+    3600
 }
 
 /// A cluster in the same namespace.
@@ -214,6 +243,9 @@ pub struct MessageQueueBackupStatus {
     /// The cluster as it was: what a restore needs to know beside the snapshots.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster: Option<BackedUpCluster>,
+    /// How the restore went that proves it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verification: Option<VerificationStatus>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub snapshots: Vec<SnapshotStatus>,
@@ -246,6 +278,43 @@ pub struct BarrierStatus {
     pub released_at: Option<String>,
 }
 
+/// How the restore went that proves a backup.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct VerificationStatus {
+    #[serde(default)]
+    pub result: VerificationResult,
+    /// The MessageQueueCluster that is made for it, and removed afterwards.
+    pub cluster: String,
+    /// RFC 3339.
+    pub started_at: String,
+    /// RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<String>,
+    /// From asking for the cluster to its serving.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<i64>,
+    /// That were there, and as they should be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub messages: Option<i64>,
+    /// What is damaged, or what it failed of, or is at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+/// What came of a verification.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum VerificationResult {
+    #[default]
+    Running,
+    /// Every queue was restored as it had been.
+    Verified,
+    /// Some file or queue is not as the manifest says. What is whole can still be restored.
+    Damaged,
+    /// It could not be found out.
+    Failed,
+}
+
 /// What is in a backup.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
@@ -268,6 +337,8 @@ pub struct BackedUpCluster {
     pub members: i32,
     /// Of each volume.
     pub storage_size: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage_class_name: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

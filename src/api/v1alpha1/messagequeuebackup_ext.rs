@@ -7,6 +7,7 @@ use kube::ResourceExt;
 
 use super::{
     APP_NAME, BackupPhase, MANAGER, MessageQueueBackup, MessageQueueBackupStatus, MessageQueueBackupTemplate, Names,
+    VerificationResult,
 };
 
 /// The schedule that a backup was made by.
@@ -15,6 +16,8 @@ pub const SCHEDULE_LABEL: &str = "holdfast.dev/backup-schedule";
 pub const BACKUP_LABEL: &str = "holdfast.dev/backup";
 /// UID of the backup that a snapshot belongs to: a later one of the same name does not take it for its own.
 pub const BACKUP_UID_LABEL: &str = "holdfast.dev/backup-uid";
+/// The backup that a cluster was made to prove.
+pub const VERIFICATION_LABEL: &str = "holdfast.dev/verification-of";
 /// The line that a snapshot holds, by its name on the brokers.
 pub const BARRIER_ANNOTATION: &str = "holdfast.dev/barrier";
 /// SHA-256 of the manifest that is a file on the snapshotted disk.
@@ -38,6 +41,19 @@ impl MessageQueueBackup {
     /// What the line of one try is called on the brokers. A UID is unique, and so is this.
     pub fn barrier_id(&self, attempt: i32) -> String {
         format!("{}-{attempt}", self.uid().unwrap_or_default())
+    }
+
+    /// The cluster that it is restored into to prove it.
+    pub fn verification_cluster(&self) -> String {
+        let uid: String = self.uid().unwrap_or_default().chars().filter(char::is_ascii_alphanumeric).take(12).collect();
+        format!("verify-{uid}")
+    }
+
+    /// Is it to be proven, and is that not over?
+    pub fn is_to_be_verified(&self) -> bool {
+        let status = self.status_or_default();
+        let over = status.verification.is_some_and(|verification| verification.result != VerificationResult::Running);
+        self.spec.verification.is_some() && status.phase == BackupPhase::Completed && !over
     }
 
     /// When it was asked for, or began; `now` if neither is known.

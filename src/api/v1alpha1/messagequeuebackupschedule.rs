@@ -6,7 +6,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::messagequeuebackup::{ClusterReference, MessageQueueBackupTemplate};
+use super::messagequeuebackup::{ClusterReference, MessageQueueBackupTemplate, VerificationSpec};
 
 /// Makes a `MessageQueueBackup` at the times of a cron expression, and removes the ones that are not to be kept.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -30,6 +30,11 @@ use super::messagequeuebackup::{ClusterReference, MessageQueueBackupTemplate};
         name = "Healthy",
         type_ = "string",
         json_path = ".status.conditions[?(@.type==\"BackupHealthy\")].status"
+    ),
+    printcolumn(
+        name = "Verified",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"BackupVerified\")].status"
     ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "Zone", type_ = "string", json_path = ".spec.timeZone", priority = 1),
@@ -75,9 +80,29 @@ pub struct MessageQueueBackupScheduleSpec {
     #[schemars(range(min = 0, max = 100))]
     pub failed_history_limit: i32,
 
+    /// Backups are proven by restoring them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verification: Option<ScheduledVerificationSpec>,
+
     /// What each backup is like.
     #[serde(default)]
     pub backup: MessageQueueBackupTemplate,
+}
+
+/// Which backups are proven, and how.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ScheduledVerificationSpec {
+    /// Each so-manieth backup is restored.
+    #[serde(default = "each")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub every: i32,
+    #[serde(flatten)]
+    pub how: VerificationSpec,
+}
+
+fn each() -> i32 {
+    1
 }
 
 fn utc() -> String {
@@ -141,6 +166,9 @@ pub struct MessageQueueBackupScheduleStatus {
     /// The newest backup that completed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_completed: Option<BackupMention>,
+    /// The newest backup that was proven by restoring it. It is never removed by `retention`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_verified: Option<BackupMention>,
     /// The newest backup that failed, if it is newer than `lastCompleted`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_failed: Option<BackupMention>,

@@ -11,7 +11,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::schema;
+use super::{
+    bootstrap::{BootstrapSpec, RestoreStatus},
+    schema,
+};
 
 /// A replicated AMQP 0-9-1 message-queue cluster: members spread over zones, each on a volume of its own.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -121,6 +124,10 @@ pub struct MessageQueueClusterSpec {
     /// How members are restarted when their template changes: always one at a time.
     #[serde(default)]
     pub rollout: RolloutSpec,
+
+    /// What a new cluster begins with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bootstrap: Option<BootstrapSpec>,
 
     /// While true the operator only reports: it changes nothing that belongs to this cluster. Brokers go on serving and failing over.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -431,6 +438,10 @@ pub struct MessageQueueClusterStatus {
     /// The one member that was asked to found the cluster. Asking it again is safe only while its disk is the same one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub founder: Option<Founder>,
+
+    /// The backup that the cluster began with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore: Option<RestoreStatus>,
 
     /// The image that members are to run.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -1,5 +1,6 @@
 //! `holdfast.dev/v1alpha1`: the data of each kind in `<kind>.rs`, pure methods in `<kind>_ext.rs`.
 
+mod bootstrap;
 mod messagequeuebackup;
 mod messagequeuebackup_ext;
 mod messagequeuebackupschedule;
@@ -8,6 +9,7 @@ mod messagequeuecluster_ext;
 mod reason;
 mod schema;
 
+pub use bootstrap::*;
 pub use messagequeuebackup::*;
 pub use messagequeuebackup_ext::*;
 pub use messagequeuebackupschedule::*;

@@ -23,6 +23,8 @@ pub enum ConditionType {
     Paused,
     /// The last backup that a schedule asked for completed.
     BackupHealthy,
+    /// The last backup that was restored to prove it, was as it should be.
+    BackupVerified,
 }
 
 impl fmt::Display for ConditionType {
@@ -47,6 +49,8 @@ pub enum Reason {
     CreatingMembers,
     WaitingForMembers,
     Bootstrapping,
+    /// A new cluster receives what is in a backup.
+    Restoring,
     JoiningMembers,
     SettingUser,
     RollingOut,
@@ -74,6 +78,10 @@ pub enum Reason {
     DataLost,
     /// A disk belongs to another cluster.
     ForeignDisk,
+    /// A new cluster cannot get the backup that it is to begin with.
+    RestoreBlocked,
+    /// What is in a backup is not what its manifest says.
+    BackupDamaged,
     QuorumLost,
     /// The certificate authority's Secret is missing, unusable or another one while brokers run that trust the former.
     CertificatesInvalid,
@@ -95,6 +103,7 @@ pub enum Reason {
     // Decisions and Events.
     Bootstrapped,
     Adopted,
+    Restored,
     LeadersMoved,
     MemberRestarted,
     RemovalHeld,
@@ -111,6 +120,8 @@ pub enum Reason {
     // Backups and their schedules.
     BackupBegun,
     BackupCompleted,
+    Verified,
+    VerificationFailed,
     BackupFailed,
     /// A try failed, and another one is made.
     BackupRetried,

@@ -33,6 +33,7 @@ pub struct ClusterFacts {
     pub uid: String,
     pub members: i32,
     pub storage_size: String,
+    pub storage_class: Option<String>,
     pub image: Option<String>,
     pub replication_factor: Option<i32>,
     /// By the members' names, which are their pods'.
@@ -130,6 +131,7 @@ async fn cluster_facts(ctx: &Context, mqc: &MessageQueueCluster, now: Timestamp)
         uid: mqc.uid().unwrap_or_default(),
         members: status.member_count,
         storage_size: mqc.spec.storage.size.clone(),
+        storage_class: mqc.spec.storage.storage_class_name.clone(),
         image: status.image,
         replication_factor: status.replication.and_then(|replication| replication.factor),
         brokers: brokers.collect(),

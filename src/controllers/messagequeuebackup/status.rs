@@ -115,6 +115,7 @@ fn backed_up(cluster: &ClusterFacts) -> BackedUpCluster {
         cluster_id: cluster.cluster_id.clone().unwrap_or_default(),
         members: cluster.members,
         storage_size: cluster.storage_size.clone(),
+        storage_class_name: cluster.storage_class.clone(),
         image: cluster.image.clone(),
         replication_factor: cluster.replication_factor,
     }

@@ -41,7 +41,7 @@ async fn carry_out(
     let backups = Api::<MessageQueueBackup>::namespaced(ctx.client.clone(), &schedule.namespace().unwrap_or_default());
     // First the new one: should this process end in between, there is one too many instead of one too few.
     if let Some(name) = &plan.create {
-        match backups.create(&PostParams::default(), &backup(schedule, name)).await {
+        match backups.create(&PostParams::default(), &backup(schedule, plan, name)).await {
             Ok(_) => outcome.done.push((Reason::BackupBegun, format!("made {name}"))),
             Err(kube::Error::Api(status)) if status.code == 409 => {}
             Err(error) => return Err(error).doing(|| format!("cannot make backup {name}")),
@@ -68,9 +68,13 @@ async fn carry_out(
 }
 
 /// Nobody owns it: backups outlive their schedule, and a schedule of the same name takes care of them again.
-fn backup(schedule: &MessageQueueBackupSchedule, name: &str) -> MessageQueueBackup {
-    let spec =
-        MessageQueueBackupSpec { cluster: schedule.spec.cluster.clone(), template: schedule.spec.backup.clone() };
+fn backup(schedule: &MessageQueueBackupSchedule, plan: &Plan, name: &str) -> MessageQueueBackup {
+    let verification = schedule.spec.verification.as_ref().filter(|_| plan.verify);
+    let spec = MessageQueueBackupSpec {
+        cluster: schedule.spec.cluster.clone(),
+        template: schedule.spec.backup.clone(),
+        verification: verification.map(|verification| verification.how.clone()),
+    };
     let mut backup = MessageQueueBackup::new(name, spec);
     let mut labels = object_labels(&schedule.spec.cluster.name, "backup");
     labels.insert(SCHEDULE_LABEL.into(), schedule.name_any());

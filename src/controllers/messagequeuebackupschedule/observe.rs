@@ -6,6 +6,7 @@ use kube::{Api, ResourceExt, api::ListParams};
 use super::super::{Context, Doing, Error};
 use crate::api::v1alpha1::{
     BackupPhase, ConditionType, MessageQueueBackup, MessageQueueBackupSchedule, MessageQueueCluster, SCHEDULE_LABEL,
+    VerificationStatus,
 };
 
 /// Everything a pass knows.
@@ -25,6 +26,10 @@ pub struct BackupFacts {
     pub completed: Option<Timestamp>,
     /// What its condition Ready says.
     pub message: String,
+    /// Is it to be proven, or was it?
+    pub is_verified: bool,
+    /// What came of that.
+    pub verification: Option<VerificationStatus>,
 }
 
 /// None where the schedule belongs to another operator, with its cluster.
@@ -54,6 +59,8 @@ fn facts(backup: &MessageQueueBackup) -> BackupFacts {
         created: backup.metadata.creation_timestamp.as_ref().map(|time| time.0),
         phase: status.phase,
         completed: status.completed_at.as_ref().and_then(|at| at.parse().ok()),
+        is_verified: backup.spec.verification.is_some(),
+        verification: status.verification,
         message: ready.map(|c| c.message.clone()).unwrap_or_default(),
     }
 }

@@ -5,9 +5,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 use kube::ResourceExt;
 
-use super::{calendar::Calendar, observe::Observed, retention};
+use super::{
+    calendar::Calendar,
+    observe::{BackupFacts, Observed},
+    retention,
+};
 use crate::{
-    api::v1alpha1::{BackupPhase, ConcurrencyPolicy, MessageQueueBackupSchedule, Reason},
+    api::v1alpha1::{BackupPhase, ConcurrencyPolicy, MessageQueueBackupSchedule, Reason, VerificationResult},
     controllers::messagequeuecluster::validate::Blocker,
 };
 
@@ -23,6 +27,8 @@ pub struct Plan {
     pub problem: Option<Blocker>,
     /// The backup to make; making it twice makes one, since its name follows from its time.
     pub create: Option<String>,
+    /// It is to be proven by restoring it.
+    pub verify: bool,
     /// The time that is acted on, or left out.
     pub acted_on: Option<Timestamp>,
     /// A time that is left out, and the backup that is still at work.
@@ -82,10 +88,26 @@ pub fn plan(
         (Some(active), ConcurrencyPolicy::Forbid) => plan.left_out = Some((due, active)),
         (active, _) => {
             plan.remove.extend(active.map(|name| (name, Removal::Replaced)));
+            plan.verify = verification_is_due(schedule, observed);
             plan.create = Some(format!("{}-{}", schedule.name_any(), due.strftime("%Y%m%d%H%M%S")));
         }
     }
     plan
+}
+
+/// Was none of the last so many proven, nor is to be?
+fn verification_is_due(schedule: &MessageQueueBackupSchedule, observed: &Observed) -> bool {
+    let Some(verification) = &schedule.spec.verification else { return false };
+    let mut newest_first: Vec<_> =
+        observed.backups.iter().filter(|backup| backup.phase != BackupPhase::Failed).collect();
+    newest_first.sort_by_key(|backup| (std::cmp::Reverse(backup.created), backup.name.as_str()));
+    newest_first.iter().take(verification.every.max(1) as usize - 1).all(|backup| !backup.is_verified)
+}
+
+/// The newest backup that was proven.
+pub fn last_verified(observed: &Observed) -> Option<&BackupFacts> {
+    let verified = |b: &&BackupFacts| b.verification.as_ref().is_some_and(|v| v.result == VerificationResult::Verified);
+    observed.backups.iter().filter(verified).max_by_key(|backup| (backup.completed, &backup.name))
 }
 
 /// The backup at work, if there is one.
@@ -118,7 +140,16 @@ fn surplus(
         .filter_map(|backup| Some((backup.name.as_str(), backup.completed?)))
         .collect();
     let day = |at| calendar.day(at);
+    // What is known to restore is worth more than what is newer; what is being proven is in use.
+    let proven = last_verified(observed).map(|backup| backup.name.as_str());
+    let in_use = |name: &str| {
+        let backup = observed.backups.iter().find(|backup| backup.name == name);
+        backup.is_some_and(|b| {
+            b.is_verified && b.verification.as_ref().is_none_or(|v| v.result == VerificationResult::Running)
+        })
+    };
     let surplus = retention::surplus(&schedule.spec.retention, &completed, day, now).into_iter();
+    let surplus = surplus.filter(|name| proven != Some(*name) && !in_use(name));
     let mut failed: Vec<_> = observed.backups.iter().filter(|backup| backup.phase == BackupPhase::Failed).collect();
     failed.sort_by_key(|backup| (std::cmp::Reverse(backup.created), backup.name.as_str()));
     let old = failed.into_iter().skip(schedule.spec.failed_history_limit.max(0) as usize);
@@ -135,7 +166,8 @@ fn wait(next: Option<Timestamp>, now: Timestamp) -> Duration {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::{super::observe::BackupFacts, *};
+    use super::*;
+    use crate::api::v1alpha1::VerificationStatus;
 
     fn at(text: &str) -> Timestamp {
         format!("2026-11-{text}Z").parse().expect("a time")
@@ -162,7 +194,7 @@ mod tests {
 
     fn backup(name: &str, phase: BackupPhase, day: &str) -> BackupFacts {
         let when = Some(at(day));
-        BackupFacts { name: name.into(), created: when, phase, completed: when, message: String::new() }
+        BackupFacts { name: name.into(), created: when, phase, completed: when, ..BackupFacts::default() }
     }
 
     #[test]
@@ -218,6 +250,49 @@ mod tests {
         suspended["suspend"] = json!(true);
         let plan = planned(&schedule(suspended, Some("21T03:00:00")), backups, "24T12:00:00");
         assert_eq!((plan.create, plan.remove, plan.next_due), (None, Vec::new(), None));
+    }
+
+    fn proven(name: &str, day: &str, result: VerificationResult) -> BackupFacts {
+        let verification = Some(VerificationStatus { result, ..VerificationStatus::default() });
+        BackupFacts { is_verified: true, verification, ..backup(name, BackupPhase::Completed, day) }
+    }
+
+    #[test]
+    fn each_so_manieth_backup_is_proven() {
+        let every = |n: i32| schedule(json!({ "verification": { "every": n } }), Some("21T03:00:00"));
+        let plain = |name, day| backup(name, BackupPhase::Completed, day);
+        let verified = || proven("a", "19T03:00:00", VerificationResult::Verified);
+        let table = [
+            (every(1), vec![verified()], true),
+            (every(3), vec![], true),
+            (every(3), vec![verified(), plain("b", "20T03:00:00")], false),
+            (every(3), vec![verified(), plain("b", "20T03:00:00"), plain("c", "21T03:00:00")], true),
+            (
+                every(3),
+                vec![verified(), plain("b", "20T03:00:00"), backup("c", BackupPhase::Failed, "21T03:00:00")],
+                false,
+            ),
+            (schedule(json!({}), Some("21T03:00:00")), vec![], false),
+        ];
+        for (row, (schedule, backups, expected)) in table.into_iter().enumerate() {
+            assert_eq!(planned(&schedule, backups, "22T03:00:01").verify, expected, "row {row}");
+        }
+    }
+
+    #[test]
+    fn the_last_proven_backup_is_never_removed_nor_one_that_is_being_proven() {
+        let backups = vec![
+            proven("a", "17T03:00:00", VerificationResult::Verified),
+            proven("b", "18T03:00:00", VerificationResult::Verified),
+            proven("c", "19T03:00:00", VerificationResult::Damaged),
+            proven("d", "20T03:00:00", VerificationResult::Running),
+            backup("e", BackupPhase::Completed, "21T03:00:00"),
+            backup("f", BackupPhase::Completed, "22T03:00:00"),
+        ];
+        let plan =
+            planned(&schedule(json!({ "retention": { "count": 1 } }), Some("22T03:00:00")), backups, "22T12:00:00");
+        let removed: Vec<&str> = plan.remove.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(removed, ["e", "c", "a"]);
     }
 
     #[test]

@@ -10,11 +10,12 @@ use super::{
         status::{announce, write_status},
     },
     apply::Outcome,
-    observe::Observed,
+    observe::{BackupFacts, Observed},
     plan::{self, Plan},
 };
 use crate::api::v1alpha1::{
     BackupMention, BackupPhase, ConditionType, MessageQueueBackupSchedule, MessageQueueBackupScheduleStatus, Reason,
+    VerificationResult, VerificationStatus,
 };
 
 /// Writes the status if it changed.
@@ -76,12 +77,43 @@ pub fn next(
     status.last_failed = failed.map(|(mention, ..)| mention);
     let mut verdicts =
         vec![(ConditionType::Ready, ready(schedule, plan, outcome)), (ConditionType::BackupHealthy, health)];
+    let verified = plan::last_verified(observed);
+    status.last_verified = verified.and_then(|backup| {
+        let at = backup.verification.as_ref()?.ended_at.clone()?;
+        Some(BackupMention { name: backup.name.clone(), at })
+    });
+    verdicts.extend(proven(schedule, observed).map(|verdict| (ConditionType::BackupVerified, verdict)));
     if let Some(problem) = plan.problem.as_ref().filter(|problem| problem.reason == Reason::InvalidSpec) {
         let stalled = Verdict::new(Truth::True, problem.reason, problem.message.clone());
         verdicts.push((ConditionType::Stalled, stalled));
     }
     status.conditions = merged(&status.conditions, verdicts, schedule.metadata.generation, now);
     status
+}
+
+/// None while nothing is to be proven.
+fn proven(schedule: &MessageQueueBackupSchedule, observed: &Observed) -> Option<Verdict> {
+    let ended = |backup: &BackupFacts| {
+        let verification = backup.verification.clone().filter(|v| v.result != VerificationResult::Running)?;
+        Some((verification.ended_at.clone(), backup.name.clone(), verification))
+    };
+    let last = observed.backups.iter().filter_map(ended).max_by(|a, b| (&a.0, &a.1).cmp(&(&b.0, &b.1)));
+    match last {
+        None if schedule.spec.verification.is_none() => None,
+        None => Some(Verdict::new(Truth::Unknown, Reason::Pending, "no backup has been restored to prove it yet")),
+        Some((_, name, VerificationStatus { result: VerificationResult::Verified, messages, seconds, .. })) => {
+            let (messages, seconds) = (messages.unwrap_or_default(), seconds.unwrap_or_default());
+            let message = format!("{name}: {messages} messages were restored in {seconds} s and are as they were");
+            Some(Verdict::new(Truth::True, Reason::Verified, message))
+        }
+        Some((_, name, VerificationStatus { result, message, .. })) => {
+            let reason = match result {
+                VerificationResult::Damaged => Reason::BackupDamaged,
+                _ => Reason::VerificationFailed,
+            };
+            Some(Verdict::new(Truth::False, reason, format!("{name}: {}", message.unwrap_or_default())))
+        }
+    }
 }
 
 fn ready(schedule: &MessageQueueBackupSchedule, plan: &Plan, outcome: &Outcome) -> Verdict {

@@ -17,7 +17,7 @@ use super::{
     super::{Context, Doing, Error},
     build::{Children, Object},
     observe::Observed,
-    plan::{Latch, Plan},
+    plan::{Latch, Plan, restore::Restore},
     recover, remove,
     validate::{Blocker, Validation, hex_digest},
 };
@@ -73,6 +73,7 @@ pub async fn apply(
             (&children.shared, Known::Skipped),
             (&children.members, Known::Written),
             (&children.volumes, Known::Skipped),
+            (&children.loaders, Known::Written),
         ];
         for (objects, known) in kinds {
             for object in objects {
@@ -167,9 +168,18 @@ async fn tell_brokers(
     if let (Latch::Found { member, cluster_id }, Some(request)) = (&plan.latch, &children.bootstrap)
         && let Some(door) = door(member)
     {
-        ctx.brokers.bootstrap(door, request).await?;
-        outcome.told_min_in_sync = Some(request.default_min_in_sync_replicas);
-        outcome.did(Reason::Bootstrapped, format!("{} founded cluster {cluster_id}", door.member));
+        match &plan.restore {
+            None => {
+                ctx.brokers.bootstrap(door, request).await?;
+                outcome.told_min_in_sync = Some(request.default_min_in_sync_replicas);
+                outcome.did(Reason::Bootstrapped, format!("{} founded cluster {cluster_id}", door.member));
+            }
+            Some(Restore { discard: Some(other), .. }) => ctx.brokers.restore_discard(door, other).await?,
+            Some(Restore { apply: true, source: Some(source), .. }) => {
+                ctx.brokers.restore_apply(door, &source.barrier, request).await?;
+            }
+            Some(_) => {}
+        }
     }
     let Some(door) = observed.spokesman().and_then(|(n, _)| door(&n)) else { return Ok(()) };
     if let Some(members) = &plan.membership {

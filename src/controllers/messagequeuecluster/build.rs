@@ -18,6 +18,7 @@ use super::{
 };
 use crate::api::v1alpha1::{MessageQueueCluster, Names};
 
+mod loader;
 mod member;
 mod merge;
 mod secrets;
@@ -47,6 +48,8 @@ pub struct Children {
     pub secrets: Option<Secrets>,
     /// What volumes are to grow (or fall back) to, by volume name.
     pub grow: BTreeMap<String, String>,
+    /// Jobs that bring a backup to the founder.
+    pub loaders: Vec<Object>,
     /// What the founder is asked, if it is asked.
     pub bootstrap: Option<crate::broker_admin::Bootstrap>,
 }
@@ -77,8 +80,13 @@ pub fn build(
         }),
         _ => None,
     };
+    let loaders = match (&plan.latch, &plan.restore) {
+        (super::plan::Latch::Found { member, .. }, Some(restore)) => loader::objects(cluster, restore, *member),
+        _ => Vec::new(),
+    };
     Ok(Children {
         namespace: cluster.names.namespace.clone(),
+        loaders,
         members: members.collect(),
         volumes: volumes::objects(cluster, observed, plan),
         grow: plan.grow.iter().map(|n| (cluster.names.volume(*n), cluster.storage_size.0.clone())).collect(),

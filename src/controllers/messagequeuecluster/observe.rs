@@ -32,6 +32,7 @@ use crate::{
 };
 
 mod brokers;
+pub mod restore;
 
 pub use brokers::{Memory, ask_again, brokers_of};
 
@@ -48,6 +49,8 @@ pub struct Observed {
     pub quorum_lost_since: Option<Timestamp>,
     /// When a forced recovery was last looked at in vain, and why.
     pub recovery_held: Option<(Timestamp, Blocker)>,
+    /// The backup that the cluster is to begin with, while it has not begun.
+    pub restore: Option<restore::RestoreFacts>,
 }
 
 /// What is there of one member.
@@ -236,6 +239,7 @@ pub async fn observe(ctx: &Context, mqc: &MessageQueueCluster, now: Timestamp) -
         observed.storage_class_problem = storage_class_problem(ctx, mqc).await;
     }
     brokers::ask(ctx, mqc, &mut observed, now).await?;
+    observed.restore = restore::observe(ctx, mqc, &observed).await?;
     Ok(observed)
 }
 

@@ -18,10 +18,12 @@ use crate::{
 
 mod latch;
 pub mod recovery;
+pub mod restore;
 mod roll;
 
 pub use latch::Latch;
 use recovery::Recovery;
+use restore::Restore;
 use roll::Roll;
 pub use roll::{Removal, others_unfit};
 
@@ -61,6 +63,8 @@ pub struct Plan {
     pub set_min_in_sync: Option<i32>,
     /// A forced recovery is due, if the queues' policies allow it.
     pub recovery: Option<Recovery>,
+    /// The cluster is to begin with a backup, and has not begun.
+    pub restore: Option<Restore>,
     /// What is held back, and why.
     pub held: Vec<Blocker>,
     pub next: Duration,
@@ -110,6 +114,8 @@ pub fn plan(
     held.extend(cluster.outgrew_factor.then(|| outgrown(cluster)));
     let (recovery, why_not) = recovery::recovery(cluster, observed, now);
     held.extend(why_not);
+    let restore = restore::restore(cluster, observed);
+    held.extend(restore.iter().map(|restore| &restore.state).filter(|b| b.reason != Reason::Restoring).cloned());
     let founded = matches!(latch, Latch::Founded { .. }) && observed.spokesman().is_some();
     let mut plan = Plan {
         hands_off: false,
@@ -123,6 +129,7 @@ pub fn plan(
         membership: if founded { membership(cluster, observed) } else { None },
         set_user: founded && user_is_due(&status, observed),
         recovery,
+        restore,
         set_min_in_sync: Some(cluster.min_in_sync_replicas)
             .filter(|wanted| founded && status.replication.and_then(|r| r.min_in_sync_replicas) != Some(*wanted)),
         held,
@@ -150,6 +157,7 @@ fn hands_off(latch: Latch, next: Duration) -> Plan {
         set_user: false,
         set_min_in_sync: None,
         recovery: None,
+        restore: None,
         held: Vec::new(),
         next,
     }

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::api::v1alpha1::{
     Binding, ConditionType, Decision, FailoverStatus, MemberStatus, MessageQueueCluster, MessageQueueClusterStatus,
-    Outcome as DecisionOutcome, QuorumStatus, Reason, ReplicationStatus,
+    Outcome as DecisionOutcome, QuorumStatus, Reason, ReplicationStatus, RestoreStatus,
 };
 
 pub mod conditions;
@@ -83,6 +83,7 @@ fn is_urgent(before: &MessageQueueClusterStatus, after: &MessageQueueClusterStat
         || before.replication != after.replication
         || joined(before) != joined(after)
         || before.binding != after.binding
+        || before.restore.as_ref().map(|r| &r.completed_at) != after.restore.as_ref().map(|r| &r.completed_at)
         || before.observed_generation != after.observed_generation
         || differs(ConditionType::Ready)
         || differs(ConditionType::Available)
@@ -128,6 +129,7 @@ pub fn next(
         let member = |n: &u32| member_status(cluster.names.pod(*n), observed.members.get(n), id, &former);
         status.members = cluster.members.iter().map(member).collect();
     }
+    status.restore = restore(status.restore.take(), plan, now);
     status.replication = replication(&status, cluster, plan, outcome);
     let ready = status.members.iter().filter(|m| m.ready).count();
     status.ready_members = Some(format!("{ready}/{}", status.member_count));
@@ -191,6 +193,31 @@ fn replication(
     Some(replication).filter(|r| *r != ReplicationStatus::default())
 }
 
+/// How far the beginning from a backup is. What the cluster began with stays there.
+fn restore(before: Option<RestoreStatus>, plan: &Plan, now: Timestamp) -> Option<RestoreStatus> {
+    if let (Latch::Founded { .. }, Some(before)) = (&plan.latch, &before) {
+        let completed_at = before.completed_at.clone().or_else(|| Some(now.to_string()));
+        return Some(RestoreStatus { completed_at, bytes_present: before.bytes_needed, ..before.clone() });
+    }
+    let Some((restore, source)) = plan.restore.as_ref().and_then(|r| Some((r, r.source.as_ref()?))) else {
+        return before;
+    };
+    let same = before.filter(|before| before.barrier == source.barrier);
+    let most = |now: u64, before: Option<i64>| i64::try_from(now).unwrap_or(i64::MAX).max(before.unwrap_or(0));
+    Some(RestoreStatus {
+        barrier: source.barrier.clone(),
+        manifest_sha256: source.manifest_sha256.clone(),
+        bytes_present: most(restore.progress.bytes_present, same.as_ref().map(|s| s.bytes_present)),
+        bytes_needed: most(restore.progress.bytes_needed, same.as_ref().map(|s| s.bytes_needed)),
+        damaged: match restore.damaged.is_empty() {
+            true => same.as_ref().map(|s| s.damaged.clone()).unwrap_or_default(),
+            false => restore.damaged.clone(),
+        },
+        started_at: same.and_then(|s| s.started_at).or_else(|| Some(now.to_string())),
+        completed_at: None,
+    })
+}
+
 fn quorum(observed: &Observed) -> QuorumStatus {
     let spokesman = observed.spokesman();
     QuorumStatus {
@@ -250,6 +277,11 @@ fn events(before: &MessageQueueClusterStatus, after: &MessageQueueClusterStatus)
             events.push(event(EventType::Warning, &now.reason, &now.message));
         }
     }
+    let restored = |status: &MessageQueueClusterStatus| status.restore.clone().filter(|r| r.completed_at.is_some());
+    if let (None, Some(restore)) = (restored(before), restored(after)) {
+        let note = format!("the cluster began with what is in barrier {}", restore.barrier);
+        events.push(event(EventType::Normal, &Reason::Restored.to_string(), &note));
+    }
     events.extend(newly_held(before, after));
     let last = |status: &MessageQueueClusterStatus| status.failovers.clone().unwrap_or_default();
     let (old, new) = (last(before), last(after));
@@ -262,8 +294,15 @@ fn events(before: &MessageQueueClusterStatus, after: &MessageQueueClusterStatus)
 
 /// What is held back for reasons that a person should hear of, once.
 fn newly_held(before: &MessageQueueClusterStatus, after: &MessageQueueClusterStatus) -> Vec<Event> {
-    let told = [Reason::MemberLost, Reason::SmallQueueWait, Reason::FactorFixedAtFounding, Reason::RecoveryHeld]
-        .map(|r| r.to_string());
+    let told = [
+        Reason::MemberLost,
+        Reason::SmallQueueWait,
+        Reason::FactorFixedAtFounding,
+        Reason::RecoveryHeld,
+        Reason::RestoreBlocked,
+        Reason::BackupDamaged,
+    ]
+    .map(|r| r.to_string());
     let known = |d: &Decision| before.decisions.iter().any(|b| b.outcome == d.outcome && b.message == d.message);
     let held = after.decisions.iter().filter(|d| d.outcome == DecisionOutcome::Held && told.contains(&d.reason));
     held.filter(|d| !known(d)).map(|d| event(EventType::Warning, &d.reason, &d.message)).collect()

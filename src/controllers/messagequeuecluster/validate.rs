@@ -7,6 +7,7 @@ use k8s_openapi::{
     api::core::v1::{LocalObjectReference, PodTemplateSpec, ResourceRequirements},
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::OwnerReference},
 };
+use kube::ResourceExt;
 use serde::Serialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -17,7 +18,7 @@ use super::{
 };
 use crate::api::v1alpha1::{
     DeletionPolicy, HealthSpec, ImagePullPolicy, ListenersSpec, MessageQueueCluster, Names, Reason, ResourcesSpec,
-    WhenUnsatisfiable, default_factor,
+    VERIFICATION_LABEL, WhenUnsatisfiable, default_factor,
 };
 
 /// What the later steps work from.
@@ -60,6 +61,8 @@ pub struct ValidatedCluster {
     pub template: Template,
     /// No template is written and no pod is removed: what members should be cannot be told, or must not be applied.
     pub frozen: bool,
+    /// The cluster was made to prove a backup: each snapshot is read whole, also what is not needed.
+    pub proves_backup: bool,
     zones: Vec<String>,
 }
 
@@ -169,6 +172,7 @@ pub fn validate(mqc: &MessageQueueCluster, observed: &Observed, settings: &Setti
             paused: mqc.spec.paused,
             template: template(mqc, settings),
             frozen,
+            proves_backup: mqc.labels().contains_key(VERIFICATION_LABEL),
             zones: mqc.spec.placement.zones.clone(),
         })
     });

@@ -11,11 +11,11 @@ use super::{
 use crate::api::v1alpha1::{BROKER_CONTAINER, INPUTS_ANNOTATION, SERVING_LABEL, WhenUnsatisfiable};
 
 const CONFIG_PATH: &str = "/etc/holdfast/config";
-const TLS_PATH: &str = "/etc/holdfast/tls";
+pub(super) const TLS_PATH: &str = "/etc/holdfast/tls";
 /// A folder below the volume's root, which may hold a `lost+found`.
-const DATA_PATH: &str = "/var/lib/holdfast";
+pub(super) const DATA_PATH: &str = "/var/lib/holdfast";
 /// The group of the broker's files; its user is the image's.
-const GROUP: i64 = 65532;
+pub(super) const GROUP: i64 = 65532;
 /// Leaders are handed over within this time when a pod is deleted.
 const GRACE_SECONDS: i64 = 30;
 

@@ -88,9 +88,7 @@ fn incomplete(p: &Picture<'_>, cluster: &ValidatedCluster) -> Option<(Reason, St
     let trouble = trouble(p, cluster).into_iter().next();
     match &p.plan.latch {
         Latch::Wait(what) => return trouble.or_else(|| Some((Reason::WaitingForMembers, what.clone()))),
-        Latch::Record { .. } | Latch::Found { .. } => {
-            return Some((Reason::Bootstrapping, "founding the cluster".into()));
-        }
+        Latch::Record { .. } | Latch::Found { .. } => return Some(beginning(p)),
         Latch::Founded { .. } | Latch::DataLost(_) | Latch::Foreign(_) => {}
     }
     let unready = unready(p, cluster);
@@ -106,6 +104,14 @@ fn incomplete(p: &Picture<'_>, cluster: &ValidatedCluster) -> Option<(Reason, St
         return Some((Reason::SettingUser, "giving the brokers the user of the connection Secret".into()));
     }
     (!p.plan.outdated.is_empty()).then(|| (Reason::RollingOut, rolling(p, cluster)))
+}
+
+/// What a new cluster is at: with nothing, or with a backup.
+fn beginning(p: &Picture<'_>) -> (Reason, String) {
+    match &p.plan.restore {
+        Some(restore) => (restore.state.reason, restore.state.message.clone()),
+        None => (Reason::Bootstrapping, "founding the cluster".into()),
+    }
 }
 
 fn rolling(p: &Picture<'_>, cluster: &ValidatedCluster) -> String {
@@ -225,9 +231,7 @@ fn under_way(p: &Picture<'_>) -> Option<(Reason, String)> {
     let new = cluster.members.iter().filter(absent).count();
     match &p.plan.latch {
         Latch::Wait(what) if !p.was_founded => return Some((Reason::CreatingMembers, what.clone())),
-        Latch::Record { .. } | Latch::Found { .. } => {
-            return Some((Reason::Bootstrapping, "founding the cluster".into()));
-        }
+        Latch::Record { .. } | Latch::Found { .. } => return Some(beginning(p)),
         _ if new > 0 => return Some((Reason::Scaling, format!("{new} members are being added"))),
         _ => {}
     }
@@ -264,6 +268,11 @@ fn attention(p: &Picture<'_>) -> Option<(Reason, String)> {
     }
     if let Some(refused) = p.held.iter().find(|b| b.reason == Reason::StorageGrowthRefused) {
         return Some((refused.reason, refused.message.clone()));
+    }
+    if let Some(blocked) =
+        p.plan.held.iter().find(|b| matches!(b.reason, Reason::RestoreBlocked | Reason::BackupDamaged))
+    {
+        return Some((blocked.reason, blocked.message.clone()));
     }
     if cluster.hibernate || !p.was_founded {
         return None;

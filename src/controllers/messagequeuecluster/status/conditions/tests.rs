@@ -50,6 +50,7 @@ impl Scene {
             cluster: Some(cluster),
             blockers: vec![],
             plan: Plan {
+                restore: None,
                 hands_off: false,
                 latch: Latch::Founded { cluster_id: "c1".into() },
                 leaf: Leaf::Keep { id: "l".into() },
