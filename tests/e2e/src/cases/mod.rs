@@ -8,6 +8,7 @@ mod csi;
 mod drain;
 mod failover;
 mod ready;
+mod restore;
 mod retain;
 mod seed;
 
@@ -110,6 +111,11 @@ pub const CASES: &[Case] = &[
         name: "backup",
         shows: "a backup under load, atomic or torn, with the operator killed in the middle, loses nothing and reads back whole",
         run: |c| Box::pin(backup::run(c)),
+    },
+    Case {
+        name: "restore",
+        shows: "a backup begins new clusters, beside the original and in its stead; one is proven by it, and a damaged one is not",
+        run: |c| Box::pin(restore::run(c)),
     },
     Case {
         name: "chart",
