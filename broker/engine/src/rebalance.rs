@@ -1,7 +1,8 @@
 //! The leader of group 0 decides which groups move, and who leads them: a bounded number at a time, and it says why.
 //!
 //! It coordinates because only it sees all groups, and because a cluster that repairs itself must not drown its clients in
-//! copies: the bound is for the whole cluster. It decides nothing about *how* a group moves; that follows from the group
+//! copies: the bound is for the whole cluster. Groups that lack voters have a wider one of their own, so that redundancy never
+//! waits for a move that could as well come later. It decides nothing about *how* a group moves; that follows from the group
 //! itself, on the group's leader (see [`crate::mover`]). So all that is kept here may be lost: the next coordinator finds
 //! the same groups unsettled, and an old one that does not know that it is deposed can do no more than exceed the bound
 //! for a second.
@@ -20,6 +21,10 @@ use crate::requests::Waiter;
 
 /// Groups that change their replicas at the same time, in the whole cluster.
 const MOVES_AT_ONCE: usize = 4;
+/// Groups that get voters which they lack, at the same time, beside those: after a restore or a forced recovery every group
+/// has one, and a queue's messages are on one disk until it has more. What they copy is bounded in bytes on each member, as
+/// all Raft snapshots are; this bounds the steps, of which each group takes several through the metadata.
+const GROWING_AT_ONCE: usize = 128;
 /// A move that is held is tried again after this.
 const HELD_RETRY: Duration = Duration::from_secs(3);
 /// A group's leader that has said nothing for this long holds the move.
@@ -123,19 +128,37 @@ impl<R: EntryReader> Member<R> {
                 group_move.note = MoveNote { held: true, text: "the group has no leader that answers".into() };
             }
         }
-        let (held, running): (Vec<_>, Vec<_>) =
-            self.rebalance.moves.iter().partition(|(_, group_move)| group_move.note.held);
-        let mut permitted: Vec<GroupId> = running.into_iter().map(|(group, _)| *group).collect();
-        let due = held.into_iter().filter(|(_, group_move)| now.since(group_move.asked) >= HELD_RETRY);
-        let mut again: Vec<(Instant, GroupId)> = due.map(|(group, group_move)| (group_move.asked, *group)).collect();
-        let waiting = self.unsettled().into_iter().filter(|group| !self.rebalance.moves.contains_key(group));
-        let fresh: Vec<GroupId> = waiting.take(MOVES_AT_ONCE.saturating_sub(permitted.len())).collect();
-        permitted.extend(fresh);
-        again.sort_unstable();
-        permitted.extend(again.into_iter().take(MOVES_AT_ONCE).map(|(_, group)| group));
+        let (growing, moving): (Vec<GroupId>, Vec<GroupId>) =
+            self.unsettled().into_iter().partition(|group| self.lacks_voters(*group));
+        let mut permitted = self.next_permits(&growing, GROWING_AT_ONCE);
+        permitted.extend(self.next_permits(&moving, MOVES_AT_ONCE));
         for group in permitted {
             self.permit(group);
         }
+    }
+
+    /// Of these groups the ones that are on their way, as many more as may be at once, and as many that are held and due.
+    fn next_permits(&self, unsettled: &[GroupId], at_once: usize) -> Vec<GroupId> {
+        let now = self.now;
+        let (mut permitted, mut fresh, mut again) = (Vec::new(), Vec::new(), Vec::new());
+        for group in unsettled {
+            match self.rebalance.moves.get(group) {
+                None => fresh.push(*group),
+                Some(group_move) if !group_move.note.held => permitted.push(*group),
+                Some(group_move) if now.since(group_move.asked) >= HELD_RETRY => again.push((group_move.asked, *group)),
+                Some(_) => {}
+            }
+        }
+        permitted.extend(fresh.into_iter().take(at_once.saturating_sub(permitted.len())));
+        again.sort_unstable();
+        permitted.extend(again.into_iter().take(at_once).map(|(_, group)| group));
+        permitted
+    }
+
+    /// Fewer voters than it should have, and not merely others.
+    fn lacks_voters(&self, group: GroupId) -> bool {
+        let info = self.metadata().and_then(|meta| meta.group(group));
+        info.is_some_and(|info| info.voters.len() < info.target.voters.len())
     }
 
     fn permit(&mut self, group: GroupId) {

@@ -3,7 +3,7 @@
 
 use super::effect::{Change, MetaReply, Refusal};
 use super::machine::{MetaMachine, Outcome};
-use super::placement::{self, Wish};
+use super::placement::{self, Chosen, Wish};
 use super::policy_keys::{HaMode, LeaderLocator};
 use super::replicas::META_VOTERS;
 use super::state::{GroupInfo, MemberInfo, Placement, QueueInfo, Standing};
@@ -139,7 +139,24 @@ impl MetaMachine {
         let groups: Vec<GroupId> = self.groups.iter().filter_map(hungry).collect();
         for group in groups {
             self.retarget(group, changes);
+            self.share_leaderships(group, changes);
         }
+    }
+
+    /// A group that was on few members spreads to one that has come: it may be led by any of its voters, and goes to the one
+    /// that is to lead least if its own is to lead more than its share. After a restore one member leads everything.
+    fn share_leaderships(&mut self, id: GroupId, changes: &mut Vec<Change>) {
+        let Some(target) = self.groups.get(&id).map(|group| &group.target) else { return };
+        let leads = |member: &MemberId| self.loads.get(member).map_or(0, |load| load.leaders);
+        let share =
+            self.loads.values().map(|load| load.leaders).sum::<u64>().div_ceil(count_present(&self.members) as u64);
+        if leads(&target.preferred_leader) <= share {
+            return;
+        }
+        let voters = target.voters.iter().map(|replica| replica.member);
+        let Some(leader) = voters.min_by_key(|member| (leads(member), *member)) else { return };
+        let chosen = Chosen { leader, ..Chosen::of(target) };
+        let _ = self.set_target(id, chosen, changes);
     }
 
     pub(super) fn retarget(&mut self, id: GroupId, changes: &mut Vec<Change>) {
