@@ -8,8 +8,8 @@ use crate::kubernetes::run as run_program;
 
 /// Values that a user would try first, each with what it changes and the number of objects that it makes.
 const VARIANTS: &[(&str, &[&str], usize)] = &[
-    ("the defaults", &[], 9),
-    ("one namespace only", &["--set=watchNamespace=holdfast-system"], 9),
+    ("the defaults", &[], 11),
+    ("one namespace only", &["--set=watchNamespace=holdfast-system"], 11),
     ("without CRDs", &["--set=crds.enabled=false"], 8),
 ];
 
