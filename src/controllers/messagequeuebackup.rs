@@ -22,6 +22,7 @@ pub use watch::run;
 /// One pass over one backup. What is about to be done is in the status before it is done, so that another process can go
 /// on, and clean up, where this one ended.
 pub async fn reconcile(backup: Arc<MessageQueueBackup>, ctx: Arc<Context>) -> Result<Action, Error> {
+    let Some(backup) = ctx.fresh(&*backup).await? else { return Ok(Action::await_change()) };
     let now = (ctx.clock)();
     if backup.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());

@@ -19,6 +19,7 @@ pub use watch::run;
 
 /// One pass over one schedule. It is repeated when a backup of it changes, and when the next one is due.
 pub async fn reconcile(schedule: Arc<MessageQueueBackupSchedule>, ctx: Arc<Context>) -> Result<Action, Error> {
+    let Some(schedule) = ctx.fresh(&*schedule).await? else { return Ok(Action::await_change()) };
     if schedule.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }

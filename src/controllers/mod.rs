@@ -7,7 +7,8 @@ use std::{
 };
 
 use jiff::Timestamp;
-use kube::{Api, Client, Resource, core::NamespaceResourceScope, runtime::events::Recorder};
+use kube::{Api, Client, Resource, ResourceExt, core::NamespaceResourceScope, runtime::events::Recorder};
+use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 use crate::{
@@ -55,6 +56,17 @@ impl Context {
     /// Is the cluster this operator's business, and what belongs to it?
     pub fn looks_after(&self, cluster: &MessageQueueCluster) -> bool {
         cluster.is_for(&self.settings.controller_name, DEFAULT_CONTROLLER_NAME)
+    }
+
+    /// The object as it is now; none if it is gone. What starts a pass comes out of a cache that may lag behind the status
+    /// that the pass before it wrote: whoever acts on that does the same thing twice.
+    pub async fn fresh<K>(&self, cached: &K) -> Result<Option<K>, Error>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + std::fmt::Debug + DeserializeOwned,
+    {
+        let (namespace, name) = (cached.namespace().unwrap_or_default(), cached.name_any());
+        let found = Api::<K>::namespaced(self.client.clone(), &namespace).get_opt(&name).await;
+        found.doing(|| format!("cannot read {} {name}", K::kind(&())))
     }
 
     /// Objects of a kind in one namespace, or in all.

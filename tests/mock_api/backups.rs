@@ -260,7 +260,7 @@ async fn a_line_that_the_brokers_refuse_is_tried_again_as_often_as_asked() {
     let world = world().await;
     let refused = AdminError::Refused {
         member: "demo-0-0".into(),
-        status: 409,
+        status: 503,
         error: "orders in / has no majority".into(),
         hint: "wait, or set allowPartial".into(),
     };
@@ -270,6 +270,45 @@ async fn a_line_that_the_brokers_refuse_is_tried_again_as_often_as_asked() {
     let failed = status(&world);
     assert_eq!((failed.attempt, failed.failures.len()), (2, 2));
     assert!(failed.failures[0].contains("orders in /"), "{:?}", failed.failures);
+}
+
+#[tokio::test]
+async fn a_pass_that_began_with_an_older_copy_goes_on_from_what_was_written_since() {
+    let world = world().await;
+    create(&world, "first", json!({}));
+    let mut older = backup(&world, "first");
+    for pass in 0..8 {
+        let before = Arc::new(older);
+        older = backup(&world, "first");
+        for _ in 0..2 {
+            let pass = messagequeuebackup::reconcile(before.clone(), world.ctx.clone());
+            tokio::time::timeout(PATIENCE, pass).await.expect("a pass hangs").expect("a pass");
+        }
+        storage_cuts(&world, pass > 3);
+    }
+    let done = status(&world);
+    assert_eq!((done.phase, done.attempt, done.failures.len()), (BackupPhase::Completed, 1, 0), "{done:#?}");
+    let drawn = world.brokers.calls().iter().filter(|call| call.starts_with("draw_barrier")).count();
+    assert_eq!(drawn, 1, "{:?}", world.brokers.calls());
+}
+
+#[tokio::test]
+async fn a_line_that_is_being_drawn_already_is_waited_for() {
+    let world = world().await;
+    let busy = AdminError::Refused {
+        member: "demo-0-0".into(),
+        status: 409,
+        error: "the barrier 'first' is under way".into(),
+        hint: "wait until it is done".into(),
+    };
+    world.brokers.refuse("draw_barrier", busy);
+    create(&world, "first", json!({ "retries": 0 }));
+    for _ in 0..6 {
+        step(&world).await;
+    }
+    assert_eq!((status(&world).phase, status(&world).failures.len()), (BackupPhase::Barrier, 0));
+    world.brokers.accept();
+    until(&world, BackupPhase::Cutting).await;
 }
 
 #[tokio::test]

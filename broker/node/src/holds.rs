@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use holdfast_engine::Input;
 use holdfast_engine::backup::files::{
-    HoldNote, MANIFEST, describe, note_of, release, remove_expired, set_note, write_file,
+    HoldNote, MANIFEST, describe, note_of, read_file, release, remove_expired, set_note, write_file,
 };
 use holdfast_engine::backup::{HoldNews, HoldOrder, Place};
 use holdfast_journal::{HeldFile, HoldingFileSystem};
@@ -27,6 +27,17 @@ enum Job<F> {
     List(oneshot::Sender<std::io::Result<Vec<HoldNote>>>),
     Renew { hold: String, expires_at_ms: u64, done: oneshot::Sender<std::io::Result<()>> },
     Remove { hold: String, done: oneshot::Sender<std::io::Result<()>> },
+    Manifest { hold: String, done: oneshot::Sender<std::io::Result<Held>> },
+}
+
+/// What there is of a hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Held {
+    Nothing,
+    /// Files, or some of them; the barrier is not done.
+    Unfinished,
+    /// A whole backup, and this is its manifest.
+    Manifest(Vec<u8>),
 }
 
 /// The way to the thread. It ends when all of these are gone.
@@ -84,6 +95,14 @@ impl<F: HoldingFileSystem> HoldKeeper<F> {
     /// The disk's; `NotFound` without such a hold.
     pub async fn renew(&self, hold: String, expires_at_ms: u64) -> std::io::Result<()> {
         self.ask(|done| Job::Renew { hold, expires_at_ms, done }).await
+    }
+
+    /// What there is of the hold of that name.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub async fn manifest(&self, hold: String) -> std::io::Result<Held> {
+        self.ask(|done| Job::Manifest { hold, done }).await
     }
 
     /// Ends a hold, if there is one of that name.
@@ -156,6 +175,7 @@ fn carry_out<F: HoldingFileSystem>(files: &F, job: Job<F>) -> Option<HoldNews> {
         Job::List(done) => drop(done.send(list(files))),
         Job::Renew { hold, expires_at_ms, done } => drop(done.send(renew(files, &hold, expires_at_ms))),
         Job::Remove { hold, done } => drop(done.send(files.remove_hold(&hold))),
+        Job::Manifest { hold, done } => drop(done.send(manifest(files, &hold))),
     }
     None
 }
@@ -163,6 +183,17 @@ fn carry_out<F: HoldingFileSystem>(files: &F, job: Job<F>) -> Option<HoldNews> {
 fn list<F: HoldingFileSystem>(files: &F) -> std::io::Result<Vec<HoldNote>> {
     let note = |name: String| files.open_hold(&name).ok().and_then(|hold| note_of(&hold));
     Ok(files.holds()?.into_iter().filter_map(note).collect())
+}
+
+fn manifest<F: HoldingFileSystem>(files: &F, hold: &str) -> std::io::Result<Held> {
+    let directory = match files.open_hold(hold) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Held::Nothing),
+        opened => opened?,
+    };
+    match read_file(&directory, MANIFEST) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Held::Unfinished),
+        read => read.map(Held::Manifest),
+    }
 }
 
 fn renew<F: HoldingFileSystem>(files: &F, hold: &str, expires_at_ms: u64) -> std::io::Result<()> {

@@ -88,6 +88,11 @@ async fn draw_line(ctx: &Context, backup: &MessageQueueBackup, observed: &Observ
     };
     let line = match ctx.brokers.draw_barrier(&spokesman.door, &request).await {
         Ok(line) => line,
+        // One is under way: that of an operator that ended meanwhile, most likely, and then it is this one's line too.
+        Err(AdminError::Refused { status: 409, error, .. }) => {
+            tracing::info!(backup = %backup.name_any(), "{error}; asking again");
+            return Ok(Found::Nothing);
+        }
         Err(error) => return Ok(failed(Reason::BarrierFailed, error.to_string())),
     };
     let members = match backup.spec.template.volume_snapshot.members {
@@ -152,12 +157,14 @@ async fn renew(ctx: &Context, backup: &MessageQueueBackup, observed: &Observed) 
     Ok(all)
 }
 
-/// Everybody who was asked is told, whether it holds anything or not. Who cannot be told ends its hold by itself.
+/// Everybody who was asked is told, whether it holds anything or not, and of every try: files may have been held for one
+/// after nobody waited for its answer any more. Who cannot be told ends its hold by itself.
 async fn release(ctx: &Context, backup: &MessageQueueBackup, observed: &Observed) -> Found {
     let status = backup.status_or_default();
     let (Some(cluster), Some(barrier)) = (&observed.cluster, &status.barrier) else { return Found::Released };
-    let doors = barrier.asked.iter().filter_map(|member| cluster.brokers.get(member)).map(|broker| &broker.door);
-    let told = join_all(doors.map(|door| ctx.brokers.release_hold(door, &barrier.id))).await;
+    let doors = || barrier.asked.iter().filter_map(|member| cluster.brokers.get(member)).map(|broker| &broker.door);
+    let ids: Vec<String> = (1..=status.attempt).map(|attempt| backup.barrier_id(attempt)).collect();
+    let told = join_all(ids.iter().flat_map(|id| doors().map(move |door| ctx.brokers.release_hold(door, id)))).await;
     for error in told.into_iter().filter_map(Result::err) {
         tracing::info!(backup = %backup.name_any(), "{error}; its hold ends by itself within {} s", HOLD.as_secs());
     }

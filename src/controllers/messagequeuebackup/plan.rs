@@ -68,7 +68,7 @@ pub fn plan(backup: &MessageQueueBackup, observed: &Observed, now: Timestamp) ->
     let (step, next) = match status.phase {
         BackupPhase::Pending => pending(backup, &status, observed, now),
         _ if late => (Step::Abandon { why: too_late(backup, &status), again: false }, SOON),
-        BackupPhase::Barrier => (Step::DrawLine, Duration::ZERO),
+        BackupPhase::Barrier => (Step::DrawLine, HOLDING),
         BackupPhase::Cutting => cutting(backup, &status, observed, now),
         BackupPhase::Finishing => finishing(&status, observed),
         BackupPhase::Completed | BackupPhase::Failed => (Step::Complete, SOON),

@@ -2,7 +2,7 @@
 //!
 //! | path | does |
 //! |---|---|
-//! | `POST /v1/backup/barriers` | `{"id": …, "holdSeconds": 600, "allowPartial": false}`: a consistent cut, its files held on all members, the manifest on all their disks; answered when all of it is so |
+//! | `POST /v1/backup/barriers` | `{"id": …, "holdSeconds": 600, "allowPartial": false}`: a consistent cut, its files held on all members, the manifest on all their disks; answered when all of it is so. Asked for again while this member holds it: the same answer |
 //! | `GET /v1/backup/barriers` | the holds of this member |
 //! | `PUT /v1/backup/barriers/{id}` | `{"holdSeconds": 600}`: this member's hold lives for so long from now on; 404 if it has ended |
 //! | `DELETE /v1/backup/barriers/{id}` | ends this member's hold; a repeat is harmless |
@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 
 use super::routes::{Admin, Answer, Refusal, done, parse, surprise};
 use crate::clock::wall_ms;
-use crate::holds::HoldKeeper;
+use crate::holds::{Held, HoldKeeper};
 use crate::inbox::Inbox;
 use crate::measured_files::MeasuredFiles;
 
@@ -71,15 +71,38 @@ struct RenewBody {
 
 async fn begin(State(backup): Shared, headers: HeaderMap, body: Bytes) -> Answer {
     let BarrierBody { id, hold_seconds, allow_partial } = parse(&body)?;
+    if is_hold_name(&id) {
+        check_token(&backup, &headers).await?;
+        match backup.holds.manifest(id.clone()).await.map_err(|error| failed(&error))? {
+            Held::Nothing => {}
+            Held::Manifest(bytes) => return answered_before(&bytes),
+            Held::Unfinished => {
+                let error = format!("the barrier '{id}' is under way, or its member ended before it was done");
+                let hint = "ask again in a while; what is left of it ends with DELETE, or with its time";
+                return Err(Refusal::new(AdminErrorKind::Conflict, error, hint));
+            }
+        }
+    }
     let action = AdminAction::Barrier(BarrierRequest { id, hold_seconds, allow_partial });
     match backup.admin.ask(&headers, action).await? {
-        AdminReply::Barrier(report) => Ok(axum::Json(barrier(&report)).into_response()),
+        AdminReply::Barrier(report) => {
+            let BarrierReport { manifest, manifest_sha256, .. } = *report;
+            Ok(axum::Json(barrier(&manifest, &manifest_sha256)).into_response())
+        }
         _ => Err(surprise()),
     }
 }
 
-fn barrier(report: &BarrierReport) -> Value {
-    let BarrierReport { manifest, manifest_sha256, .. } = report;
+/// Whoever asked may have ended before it got the answer. The caller renews the holds that it needs, so one that has ended
+/// on another member meanwhile shows.
+fn answered_before(bytes: &[u8]) -> Answer {
+    let manifest = Manifest::from_file(bytes)
+        .map_err(|error| failed(&std::io::Error::other(format!("its manifest is damaged: {error}"))))?;
+    let (_, sha256) = manifest.to_file();
+    Ok(axum::Json(barrier(&manifest, &sha256)).into_response())
+}
+
+fn barrier(manifest: &Manifest, manifest_sha256: &str) -> Value {
     json!({
         "id": manifest.id,
         "clusterId": manifest.cluster_id,
