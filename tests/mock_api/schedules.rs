@@ -125,3 +125,49 @@ async fn a_schedule_that_makes_no_sense_says_so_and_makes_nothing() {
     assert!(status.conditions.iter().any(|c| c.type_ == "Stalled" && c.message.contains("IANA")), "{status:#?}");
     assert_eq!(names(&world), Vec::<String>::new());
 }
+
+#[tokio::test]
+async fn the_cluster_says_whether_its_schedules_bring_good_backups_in_time() {
+    let world = world(json!({ "backup": { "deadlineSeconds": 600 } })).await;
+    let conditions = |world: &World| {
+        let status = world.status();
+        let found = |type_| status.condition(type_).map(|c| (c.status.clone(), c.reason.clone(), c.message.clone()));
+        (found(ConditionType::BackupHealthy), found(ConditionType::BackupVerified))
+    };
+    let told = |world: &World| conditions(world).0.map(|(status, reason, _)| (status, reason));
+    let is = |status: &str, reason: &str| Some((status.to_owned(), reason.to_owned()));
+    world.settle().await;
+    assert_eq!((told(&world), conditions(&world).1), (is("Unknown", "Pending"), None));
+    days(&world, 1, "Completed").await;
+    world.pass().await.expect("a pass");
+    assert_eq!(told(&world), is("True", "BackupCompleted"));
+
+    // The schedule's own controller may be what does not work.
+    world.seconds.fetch_add(2 * DAY, Ordering::Relaxed);
+    world.pass().await.expect("a pass");
+    assert_eq!(told(&world), is("False", "BackupOverdue"));
+    let message = conditions(&world).0.expect("a condition").2;
+    assert!(message.contains("nightly") && message.contains("the last good backup is nightly-"), "{message}");
+    days(&world, 1, "Failed").await;
+    world.pass().await.expect("a pass");
+    assert_eq!(told(&world), is("False", "BackupFailed"));
+    days(&world, 1, "Completed").await;
+    let at = world.now().to_string();
+    let newest = names(&world).pop().expect("a backup");
+    world.api.change(&format!("{BACKUPS}{newest}"), |backup| {
+        backup["status"]["verification"] = json!({
+            "result": "Damaged", "cluster": "v", "startedAt": at, "endedAt": at, "message": "segment 7 is changed",
+        });
+    });
+    pass(&world).await;
+    world.pass().await.expect("a pass");
+    let (healthy, verified) = conditions(&world);
+    assert_eq!(healthy.map(|(status, ..)| status), Some("True".into()));
+    let (status, reason, message) = verified.expect("a condition");
+    assert_eq!((status.as_str(), reason.as_str()), ("False", "BackupDamaged"));
+    assert!(message.contains("segment 7"), "{message}");
+
+    world.api.remove(SCHEDULE);
+    world.pass().await.expect("a pass");
+    assert_eq!(conditions(&world), (None, None), "nothing is said without a schedule");
+}

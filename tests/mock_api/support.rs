@@ -329,6 +329,7 @@ fn is_collection(path: &str) -> bool {
         "persistentvolumeclaims",
         "storageclasses",
         "messagequeuebackups",
+        "messagequeuebackupschedules",
         "volumesnapshots",
         "volumesnapshotclasses",
         "jobs",

@@ -46,6 +46,12 @@ use super::{
     printcolumn(name = "Leader", type_ = "string", json_path = ".status.quorum.metadataLeader", priority = 1),
     printcolumn(name = "Failovers", type_ = "integer", json_path = ".status.failovers.count", priority = 1),
     printcolumn(name = "Last-Failover-Ms", type_ = "integer", json_path = ".status.failovers.lastDurationMs", priority = 1),
+    printcolumn(
+        name = "Backups-Healthy",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"BackupHealthy\")].status",
+        priority = 1
+    ),
     printcolumn(name = "Image", type_ = "string", json_path = ".status.image", priority = 1),
     printcolumn(name = "Cluster-ID", type_ = "string", json_path = ".status.clusterID", priority = 1),
     validation = Rule::new("size(self.metadata.name) <= 40")

@@ -21,9 +21,9 @@ pub enum ConditionType {
     ZoneFaultTolerant,
     /// Only present while true: `spec.paused`.
     Paused,
-    /// The last backup that a schedule asked for completed.
+    /// The last backup that a schedule asked for completed; of a cluster: of each schedule, and it is no older than that asks.
     BackupHealthy,
-    /// The last backup that was restored to prove it, was as it should be.
+    /// The last backup that was restored to prove it, was as it should be; of a cluster: of each schedule.
     BackupVerified,
 }
 
@@ -123,6 +123,8 @@ pub enum Reason {
     Verified,
     VerificationFailed,
     BackupFailed,
+    /// A schedule's tick brought no good backup in its time.
+    BackupOverdue,
     /// A try failed, and another one is made.
     BackupRetried,
     /// A time that was due had no backup of its own, since the one before was still at work.

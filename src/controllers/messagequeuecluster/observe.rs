@@ -31,6 +31,7 @@ use crate::{
     certificates::KeyedCertificate,
 };
 
+pub mod backups;
 mod brokers;
 pub mod restore;
 
@@ -51,6 +52,8 @@ pub struct Observed {
     pub recovery_held: Option<(Timestamp, Blocker)>,
     /// The backup that the cluster is to begin with, while it has not begun.
     pub restore: Option<restore::RestoreFacts>,
+    /// The schedules of its backups.
+    pub schedules: Vec<backups::ScheduleFacts>,
 }
 
 /// What is there of one member.
@@ -240,6 +243,7 @@ pub async fn observe(ctx: &Context, mqc: &MessageQueueCluster, now: Timestamp) -
     }
     brokers::ask(ctx, mqc, &mut observed, now).await?;
     observed.restore = restore::observe(ctx, mqc, &observed).await?;
+    observed.schedules = backups::observe(ctx, mqc, now).await?;
     Ok(observed)
 }
 

@@ -11,6 +11,8 @@ use crate::{
     broker_admin::MemberState,
 };
 
+mod backups;
+
 /// What conditions are computed from.
 pub struct Picture<'a> {
     pub cluster: Option<&'a ValidatedCluster>,
@@ -38,6 +40,8 @@ pub fn all(picture: &Picture<'_>) -> Vec<(ConditionType, Verdict)> {
         (ConditionType::Reconciling, reconciling(picture)),
         (ConditionType::Stalled, stalled(picture)),
         (ConditionType::Paused, paused(picture)),
+        (ConditionType::BackupHealthy, backups::healthy(&picture.observed.schedules)),
+        (ConditionType::BackupVerified, backups::verified(&picture.observed.schedules)),
     ];
     always.into_iter().chain(sometimes.into_iter().filter_map(|(type_, v)| Some((type_, v?)))).collect()
 }
