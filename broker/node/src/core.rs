@@ -34,6 +34,8 @@ const CLIENTS_BACKLOG_BYTES: u64 = 32 << 20;
 const PEERS_BACKLOG_BYTES: u64 = 256 << 20;
 /// How often the engine's counters are copied out.
 const COUNTERS_EVERY: Duration = Duration::from_millis(250);
+/// A round that takes this long is told of in the log: others begin to suspect a member that is silent for longer.
+const SLOW_ROUND: Duration = Duration::from_millis(300);
 
 /// How the core's work ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -144,6 +146,7 @@ impl<R: EntryReader> Core<R> {
 
     fn round(&mut self, arrivals: &mut Vec<Held>) -> Option<Ended> {
         let (now, wall) = (self.doors.clock.now(), wall_ms());
+        let (began, arrived) = (std::time::Instant::now(), arrivals.len());
         for held in arrivals.drain(..) {
             self.take(held.arrival, now, wall);
         }
@@ -161,6 +164,14 @@ impl<R: EntryReader> Core<R> {
             }
         }
         self.hand_over();
+        let took = began.elapsed();
+        if took >= SLOW_ROUND {
+            tracing::warn!(
+                "this member stood still for {} ms, over {arrived} arrivals; if nothing large was asked of it, its \
+                 container lacks CPU (see its throttling)",
+                took.as_millis()
+            );
+        }
         self.count(now.0 / 1000);
         ended
     }

@@ -32,6 +32,9 @@ const GRANT_BYTES: u64 = 800 << 10;
 const SCRUB_EVERY: Duration = Duration::from_secs(24 * 3600);
 const FIRST_SCRUB: Duration = Duration::from_secs(3600);
 
+/// A write that takes this long is told of in the log: half of what a failover may take.
+const SLOW: Duration = Duration::from_millis(500);
+
 /// What the journal's thread waits for.
 enum Work {
     /// The batches of one round of the core, and their bytes.
@@ -215,6 +218,7 @@ impl<F: HoldingFileSystem> Writer<F> {
                 return Ok(());
             }
             self.metrics.journal_upkeep_seconds.observe(began.elapsed().as_secs_f64());
+            tell_if_slow("the journal's upkeep", began, 0);
             if pauses {
                 self.stand_still()?;
             }
@@ -229,6 +233,7 @@ impl<F: HoldingFileSystem> Writer<F> {
         let began = Instant::now();
         let written = self.journal.write_many(together)?;
         self.metrics.sync_seconds.observe(began.elapsed().as_secs_f64());
+        tell_if_slow("writing and syncing what was to be confirmed", began, bytes);
         self.metrics.sync_batches.observe(together.len() as f64);
         self.metrics.journal_backlog_bytes.fetch_sub(bytes, Ordering::Relaxed);
         together.clear();
@@ -293,6 +298,18 @@ impl<F: HoldingFileSystem> Writer<F> {
             Some(upkeep) => Ok(self.inbox.send_blocking(Arrival::Input(Input::Upkeep(upkeep))).is_ok()),
             None => Ok(true),
         }
+    }
+}
+
+/// Confirms waited for this: whoever looks into a gap finds the disk named.
+fn tell_if_slow(what: &str, began: Instant, bytes: u64) {
+    let took = began.elapsed();
+    if took >= SLOW {
+        tracing::warn!(
+            "the disk was slow: {what} took {} ms ({bytes} bytes), and confirms waited for it; look at what else uses \
+             this disk, and at holdfast_disk_sync_seconds",
+            took.as_millis()
+        );
     }
 }
 
