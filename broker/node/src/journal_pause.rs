@@ -68,6 +68,11 @@ impl JournalPause {
         stood_still
     }
 
+    /// A freeze is in force.
+    pub fn is_frozen(&self) -> bool {
+        self.state().frozen_until.is_some_and(|until| until > Instant::now())
+    }
+
     /// Ends a freeze. False while work is under way: the journal goes on when that is done, or when the freeze ends.
     pub fn thaw(&self) -> bool {
         let mut state = self.state();

@@ -69,6 +69,11 @@ impl JournalBrake {
         self.pause.freeze(at_least, || drop(self.queue.send(Work::Pause)))
     }
 
+    /// A freeze is in force.
+    pub fn is_frozen(&self) -> bool {
+        self.pause.is_frozen()
+    }
+
     /// Ends a freeze; see [`JournalPause::thaw`].
     pub fn thaw(&self) -> bool {
         self.pause.thaw()

@@ -2,9 +2,14 @@
 //! the plan of all surveys, and each carries out its own part, with its journal standing still. A member that has done so
 //! ends (exit code 75), and goes on in the new epoch when it is started again.
 //!
+//! A queue of two replicas can have lost its majority while the members still have one of the metadata. Then nothing but the
+//! queue stands still, and freezing them stops all queues until they have been started again: that has to be asked for, with
+//! `evenWithMajority`. While such a freeze is in force they are surveyed and recovered as if they had no majority; the plan
+//! is refused if no group needs it.
+//!
 //! | path | does |
 //! |---|---|
-//! | `POST /v1/recovery/freeze` | `{"seconds": 300}`: nothing becomes durable for so long, so that the plan stays true; 0 ends it, but not under a survey or an apply |
+//! | `POST /v1/recovery/freeze` | `{"seconds": 300}`: nothing becomes durable for so long, so that the plan stays true; 0 ends it, but not under a survey or an apply. `"evenWithMajority": true` for a queue that has lost its majority alone |
 //! | `GET /v1/recovery/survey` | what this member's disk holds; one survey or apply at a time |
 //! | `POST /v1/recovery/plan` | `{"found": [surveys of all members that are left]}`: the plan and its hash |
 //! | `POST /v1/recovery/apply` | `{"planHash": …, "nonce": "16 hex digits", "found": […]}`: this member's part of it |
@@ -64,9 +69,11 @@ pub fn router(inbox: Inbox, data_dir: PathBuf, brake: JournalBrake, end_process:
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct FreezeBody {
     seconds: u64,
+    #[serde(default)]
+    even_with_majority: bool,
 }
 
 #[derive(Deserialize)]
@@ -96,12 +103,13 @@ fn busy() -> Refusal {
 }
 
 impl Recovery {
-    /// A member that is in touch with a majority needs no recovery, and must not stand still.
-    async fn refuse_quorum(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+    /// A member that is in touch with a majority needs no recovery, and must not stand still, unless that was asked for.
+    async fn refuse_quorum(&self, headers: &HeaderMap, asked_for: bool) -> Result<(), Refusal> {
         match self.admin.ask(headers, AdminAction::Health).await? {
-            AdminReply::Health(health) if health.quorum => Err(conflict(
+            AdminReply::Health(health) if health.quorum && !asked_for => Err(conflict(
                 "this member is in touch with a majority: there is nothing to recover",
-                "a recovery is for members whose majority is gone for good",
+                "a recovery is for members whose majority is gone for good; if a queue has lost its own, freeze all members \
+                 with evenWithMajority first",
             )),
             AdminReply::Health(_) => Ok(()),
             _ => Err(surprise()),
@@ -182,7 +190,7 @@ impl Recovery {
 }
 
 async fn freeze(State(recovery): Shared, headers: HeaderMap, body: Bytes) -> Answer {
-    let FreezeBody { seconds } = parse(&body)?;
+    let FreezeBody { seconds, even_with_majority } = parse(&body)?;
     let wanted = Duration::from_secs(seconds);
     if wanted > LONGEST_FREEZE {
         let error = format!("{seconds} seconds are too long");
@@ -195,7 +203,7 @@ async fn freeze(State(recovery): Shared, headers: HeaderMap, body: Bytes) -> Ans
         }
         return Ok(axum::Json(json!({ "frozenForSeconds": 0 })).into_response());
     }
-    recovery.refuse_quorum(&headers).await?;
+    recovery.refuse_quorum(&headers, even_with_majority).await?;
     let this = Arc::clone(&recovery);
     match tokio::task::spawn_blocking(move || this.brake.freeze(wanted)).await {
         Ok(true) => Ok(axum::Json(json!({ "frozenForSeconds": seconds })).into_response()),
@@ -205,7 +213,7 @@ async fn freeze(State(recovery): Shared, headers: HeaderMap, body: Bytes) -> Ans
 }
 
 async fn survey(State(recovery): Shared, headers: HeaderMap) -> Answer {
-    recovery.refuse_quorum(&headers).await?;
+    recovery.refuse_quorum(&headers, recovery.brake.is_frozen()).await?;
     let surveyed = recovery.standing_still(|_, dir, _| Ok(dir.surveyed)).await?;
     Ok(axum::Json(surveyed).into_response())
 }
@@ -226,7 +234,7 @@ async fn apply(State(recovery): Shared, headers: HeaderMap, body: Bytes) -> Answ
         let error = format!("the nonce `{nonce}` is not a number in hex");
         Refusal::new(AdminErrorKind::BadRequest, error, "draw 64 bits at random, the same for all members")
     })?;
-    recovery.refuse_quorum(&headers).await?;
+    recovery.refuse_quorum(&headers, recovery.brake.is_frozen()).await?;
     let made = make(&found, Some(&plan_hash))?;
     if made.hash != plan_hash || !made.plan.is_needed {
         let error = match made.plan.is_needed {

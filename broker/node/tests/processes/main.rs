@@ -10,6 +10,7 @@ mod full_disk;
 mod journal;
 mod newcomers;
 mod recovery;
+mod recovery_of_a_queue;
 mod restore;
 mod restore_api;
 mod starting;

@@ -25,12 +25,12 @@ use serde_json::Value;
 
 use crate::cluster::{PATIENCE, eventually, program, uri};
 
-const QUEUE: &str = "orders";
+pub(crate) const QUEUE: &str = "orders";
 /// How long a publish without a majority is watched: several elections long.
 const NO_CONFIRM_WITHIN: Duration = Duration::from_secs(3);
 
-struct DiskOf {
-    name: String,
+pub(crate) struct DiskOf {
+    pub(crate) name: String,
     config: PathBuf,
     dir: PathBuf,
     amqp: SocketAddr,
@@ -45,9 +45,9 @@ enum Running {
 }
 
 /// Members that are started and stopped one by one. Dropping it ends them all.
-struct Members {
+pub(crate) struct Members {
     dev: Child,
-    members: Vec<DiskOf>,
+    pub(crate) members: Vec<DiskOf>,
     admin: TlsFiles,
     dir: tempfile::TempDir,
 }
@@ -63,7 +63,7 @@ impl Drop for Members {
 }
 
 impl Members {
-    async fn found(count: usize) -> Self {
+    pub(crate) async fn found(count: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut command = program();
         command.args(["dev", "--port", "0", "--members", &count.to_string(), "--data-dir"]).arg(dir.path());
@@ -105,7 +105,7 @@ impl Members {
         }
     }
 
-    fn start(&mut self, member: usize) {
+    pub(crate) fn start(&mut self, member: usize) {
         let mut command = program();
         command.args(["run", "--with-parent", "--config"]).arg(&self.members[member].config).env("RUST_LOG", "warn");
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
@@ -113,7 +113,7 @@ impl Members {
     }
 
     /// The disk is gone; what was on it is moved to where it can come back from.
-    fn lose(&mut self, member: usize) -> PathBuf {
+    pub(crate) fn lose(&mut self, member: usize) -> PathBuf {
         self.kill(member);
         let lost = self.dir.path().join(format!("lost-{}", self.members[member].name));
         std::fs::rename(&self.members[member].dir, &lost).unwrap();
@@ -151,11 +151,11 @@ impl Members {
         AdminClient { address, host: address.ip().to_string(), tls }
     }
 
-    async fn get(&self, member: usize, path: &str) -> Option<Value> {
+    pub(crate) async fn get(&self, member: usize, path: &str) -> Option<Value> {
         self.admin(member).call(Method::GET, path, None, Duration::from_secs(5)).await.ok()
     }
 
-    async fn post(&self, member: usize, path: &str, body: &Value) -> Result<Value, String> {
+    pub(crate) async fn post(&self, member: usize, path: &str, body: &Value) -> Result<Value, String> {
         let answer = self.admin(member).call(Method::POST, path, Some(body), PATIENCE).await;
         answer.map_err(|error| error.to_string())
     }
@@ -165,7 +165,7 @@ impl Members {
     }
 
     /// Waits for the process to end by itself.
-    async fn gone(&mut self, member: usize) {
+    pub(crate) async fn gone(&mut self, member: usize) {
         let Some(Running::OfDev(pid)) = self.members[member].running.take() else { panic!("not a member of dev") };
         let pid = Pid::from_raw(pid).expect("a pid");
         eventually("the process to end", || async { test_kill_process(pid).is_err().then_some(()) }).await;
@@ -223,7 +223,7 @@ impl Members {
         (connection, channel)
     }
 
-    async fn declare(&self, member: usize, queue: &str, replicas: i32) {
+    pub(crate) async fn declare(&self, member: usize, queue: &str, replicas: i32) {
         let (connection, channel) = self.channel(member).await;
         let mut arguments = FieldTable::default();
         arguments.insert("x-quorum-initial-group-size".into(), replicas.into());
@@ -232,7 +232,7 @@ impl Members {
     }
 
     /// Publishes and waits for every confirm.
-    async fn publish(&self, member: usize, queue: &str, numbers: std::ops::Range<u32>) {
+    pub(crate) async fn publish(&self, member: usize, queue: &str, numbers: std::ops::Range<u32>) {
         let (connection, channel) = self.channel(member).await;
         for number in numbers {
             let confirm = send(&channel, queue, number).await;
@@ -243,7 +243,7 @@ impl Members {
     }
 
     /// Takes all messages out, in order.
-    async fn drain(&self, member: usize, queue: &str) -> Vec<u32> {
+    pub(crate) async fn drain(&self, member: usize, queue: &str) -> Vec<u32> {
         let (connection, channel) = self.channel(member).await;
         let mut found = Vec::new();
         loop {
@@ -287,7 +287,7 @@ fn text(output: &Output) -> String {
 }
 
 /// The plan's line on the queue's group.
-fn group_of<'a>(plan: &'a Value, queue: &str) -> &'a Value {
+pub(crate) fn group_of<'a>(plan: &'a Value, queue: &str) -> &'a Value {
     let groups = plan["plan"]["groups"].as_array().unwrap();
     let holds = |group: &&Value| group["queues"].as_array().unwrap().iter().any(|it| it["name"] == queue);
     groups.iter().find(holds).unwrap_or_else(|| panic!("{plan:#}"))
@@ -305,7 +305,7 @@ fn copy_dir(from: &Path, to: &Path) {
     }
 }
 
-fn numbers(range: std::ops::Range<u32>) -> Vec<u32> {
+pub(crate) fn numbers(range: std::ops::Range<u32>) -> Vec<u32> {
     range.collect()
 }
 
