@@ -12,6 +12,8 @@ struct State {
     confirms: Vec<(Instant, u32)>,
     first_sent: BTreeMap<MessageId, Instant>,
     latencies: Vec<(Instant, MessageId, Duration)>,
+    /// When a producer had all of its confirms: after that its silence is no gap.
+    finished: BTreeMap<u32, Instant>,
 }
 
 /// A ledger shared by all producers and consumers of one queue.
@@ -43,6 +45,11 @@ impl Ledger {
         }
     }
 
+    /// A producer has sent everything and has every confirm.
+    pub fn finished(&self, producer: u32) {
+        self.lock().finished.insert(producer, Instant::now());
+    }
+
     /// The broker refused it with a nack.
     pub fn refused(&self, id: MessageId) {
         self.lock().ledger.refused(id);
@@ -71,7 +78,8 @@ impl Ledger {
     }
 
     /// The longest time that any one of `producers` was without a confirm, between `from` and `from + window`: a client
-    /// that is stuck counts, however well the others do. A window that ends in silence counts to its end.
+    /// that is stuck counts, however well the others do. A window that ends in silence counts to its end, or to when the
+    /// producer had nothing more to wait for.
     #[must_use]
     pub fn longest_confirm_gap(&self, from: Instant, window: Duration, producers: &[u32]) -> Duration {
         let state = self.lock();
@@ -84,7 +92,8 @@ impl Ledger {
                 longest = longest.max(at.duration_since(last));
                 last = *at;
             }
-            longest.max(end.min(now).duration_since(last))
+            let end = state.finished.get(producer).map_or(end, |finished| end.min(*finished));
+            longest.max(end.min(now).saturating_duration_since(last))
         };
         producers.iter().map(gap_of).max().unwrap_or_default()
     }
@@ -149,6 +158,20 @@ mod tests {
         let from = Instant::now() - Duration::from_secs(5);
         let gap = ledger.longest_confirm_gap(from, Duration::from_secs(2), &[1]);
         assert_eq!(gap, Duration::from_secs(2));
+    }
+
+    #[test]
+    fn a_producer_that_has_all_of_its_confirms_is_silent_without_a_gap() {
+        let ledger = Ledger::default();
+        let from = Instant::now() - Duration::from_secs(5);
+        ledger.lock().confirms.push((from + Duration::from_millis(300), 1));
+        ledger.lock().finished.insert(1, from + Duration::from_millis(350));
+        let gap = ledger.longest_confirm_gap(from, Duration::from_secs(2), &[1]);
+        assert_eq!(gap, Duration::from_millis(300));
+        assert_eq!(
+            ledger.longest_confirm_gap(from + Duration::from_secs(1), Duration::from_secs(1), &[1]),
+            Duration::ZERO
+        );
     }
 
     #[test]

@@ -162,7 +162,10 @@ impl Producer {
             let attempt =
                 tokio::time::timeout(time_left, self.one_connection(&endpoints, &ledger, &mut progress, start)).await;
             match attempt {
-                Ok(Ok(Ended::AllConfirmed)) => return Ok(()),
+                Ok(Ok(Ended::AllConfirmed)) => {
+                    ledger.finished(self.id);
+                    return Ok(());
+                }
                 Ok(Ok(Ended::Moving)) => continue,
                 Ok(Err(error)) => last_error = Some(error),
                 Err(_) => {
