@@ -166,6 +166,13 @@ pub struct Watch {
     spared: Vec<(&'static str, Vec<u32>)>,
 }
 
+impl Watch {
+    /// The same producers, from this moment.
+    pub fn again(&self) -> Self {
+        Self { from: Instant::now(), spared: self.spared.clone() }
+    }
+}
+
 /// Whose confirms are waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Whose {

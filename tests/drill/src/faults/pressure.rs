@@ -41,9 +41,10 @@ pub async fn stall_disks(run: &mut Run) -> Result<()> {
     Ok(())
 }
 
-/// The latency of the spared producers over the next while.
-async fn latency(run: &Run, struck: usize) -> Result<Duration> {
-    let watch: Watch = run.workload.watch(&run.cluster, &[struck]);
+/// The latency of the spared producers over the next while. They are those that were spared at first: one that gave up on
+/// the paused member and went elsewhere brings what has waited for as long as that with it.
+async fn latency(run: &Run, spared: &Watch) -> Result<Duration> {
+    let watch = spared.again();
     tokio::time::sleep(PHASE).await;
     run.workload.p99_since(&watch).context("no confirms at all")
 }
@@ -51,7 +52,8 @@ async fn latency(run: &Run, struck: usize) -> Result<Duration> {
 pub async fn slow_follower(run: &mut Run) -> Result<()> {
     let leader = run.cluster.leader_of(LIVE).await?;
     let follower = (leader + 1) % run.cluster.members.len();
-    let undisturbed = latency(run, follower).await?;
+    let spared = run.workload.watch(&run.cluster, &[follower]);
+    let undisturbed = latency(run, &spared).await?;
     run.note(format!("undisturbed: {undisturbed:.1?}"));
     for phase in ["paused", "catching up after a pause", "at 1 Mbit/s", "catching up after 1 Mbit/s"] {
         match phase {
@@ -62,7 +64,7 @@ pub async fn slow_follower(run: &mut Run) -> Result<()> {
                 run.network.lift_rates().await?;
             }
         }
-        let seen = latency(run, follower).await?;
+        let seen = latency(run, &spared).await?;
         run.note(format!("{phase}: {seen:.1?}"));
         if seen > undisturbed * TIMES_WORSE {
             run.late(format!("{phase}: the 99th percentile went from {undisturbed:.1?} to {seen:.1?}"));
