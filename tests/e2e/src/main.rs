@@ -29,7 +29,7 @@ enum Action {
     },
     /// Runs the end-to-end cases.
     Cases {
-        /// Cases to run; all when none is named.
+        /// Cases to run; without any, all but those that run only by name.
         names: Vec<String>,
         /// How often `leader-kill` takes a leader away.
         #[arg(long, default_value_t = 20)]
@@ -54,7 +54,8 @@ async fn carry_out(arguments: Arguments) -> anyhow::Result<()> {
     let images = Images { operator: arguments.operator_image, broker: arguments.broker_image };
     if let Action::List = arguments.command {
         for case in CASES {
-            println!("{:16} {}", case.name, case.shows);
+            let when = if case.by_name_only { " (only by name)" } else { "" };
+            println!("{:16} {}{when}", case.name, case.shows);
         }
         return Ok(());
     }

@@ -16,7 +16,7 @@ use crate::kubernetes::{Kubernetes, eventually};
 use crate::load::declare_durable_queue;
 use crate::{pika, report};
 
-const CLUSTER: &str = "kept";
+pub(super) const CLUSTER: &str = "kept";
 const RATE: u64 = 1_000;
 /// Messages that nobody consumes: every backup holds them.
 const MESSAGES: u32 = 2_000;
@@ -44,10 +44,7 @@ pub(super) async fn run(context: &Context) -> Result<()> {
 }
 
 async fn backed_up(kubernetes: &Kubernetes) -> Result<()> {
-    let manifest = install::three_member_cluster(CLUSTER)
-        .replace("storage: {size: 1Gi}", "storage: {size: 1Gi, storageClassName: holdfast-csi}");
-    install::cluster(kubernetes, CLUSTER, &manifest).await?;
-    let brokers = Brokers::connect(kubernetes, CLUSTER).await?;
+    let brokers = cluster(kubernetes, "1Gi").await?;
     let pods = kubernetes.broker_pods(CLUSTER).await?;
     pika::publish(&brokers.uri(&pods[0]), "waiting", MESSAGES).await?;
     declare_durable_queue(&brokers.endpoints(), "busy", STEP).await?;
@@ -90,6 +87,14 @@ async fn backed_up(kubernetes: &Kubernetes) -> Result<()> {
         report.pause_ms, report.cut_to_released_ms, report.p99_before_ms, report.p99_atomic_ms, report.p99_torn_ms
     );
     report::write("backup", &report)
+}
+
+/// Three members on volumes that can be snapshot.
+pub(super) async fn cluster(kubernetes: &Kubernetes, size: &str) -> Result<Brokers> {
+    let storage = format!("storage: {{size: {size}, storageClassName: holdfast-csi}}");
+    let manifest = install::three_member_cluster(CLUSTER).replace("storage: {size: 1Gi}", &storage);
+    install::cluster(kubernetes, CLUSTER, &manifest).await?;
+    Brokers::connect(kubernetes, CLUSTER).await
 }
 
 fn p99(load: &Load, began: Instant) -> Result<u128> {
@@ -146,7 +151,7 @@ async fn completed(kubernetes: &Kubernetes, name: &str, class: &str, operator_di
 }
 
 /// Status and reason of the condition Ready.
-async fn ready(kubernetes: &Kubernetes, backup: &str) -> Result<(String, String)> {
+pub(super) async fn ready(kubernetes: &Kubernetes, backup: &str) -> Result<(String, String)> {
     let object = kubernetes.get(&["mqb", backup]).await?;
     let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
     let ready = conditions.into_iter().find(|condition| condition["type"] == "Ready").context("no condition Ready")?;
@@ -154,7 +159,7 @@ async fn ready(kubernetes: &Kubernetes, backup: &str) -> Result<(String, String)
     Ok((text("status"), text("reason")))
 }
 
-async fn nothing_is_held(kubernetes: &Kubernetes, brokers: &Brokers) -> Result<()> {
+pub(super) async fn nothing_is_held(kubernetes: &Kubernetes, brokers: &Brokers) -> Result<()> {
     for pod in kubernetes.broker_pods(CLUSTER).await? {
         let holds = brokers.admin(&pod, "/v1/backup/barriers").await?;
         ensure!(holds["holds"].as_array().is_some_and(Vec::is_empty), "{} still holds: {holds}", pod.name);
@@ -163,7 +168,7 @@ async fn nothing_is_held(kubernetes: &Kubernetes, brokers: &Brokers) -> Result<(
 }
 
 /// Each snapshot, restored into a volume of another zone, is what the manifest on it says; a changed byte is named.
-async fn reads_back(kubernetes: &Kubernetes, name: &str, status: &Value, image: &str) -> Result<()> {
+pub(super) async fn reads_back(kubernetes: &Kubernetes, name: &str, status: &Value, image: &str) -> Result<()> {
     let hold = status["barrier"]["id"].as_str().context("barrier.id")?;
     let snapshots = status["snapshots"].as_array().context("snapshots")?;
     for (number, snapshot) in snapshots.iter().enumerate() {
@@ -249,7 +254,7 @@ async fn mounted(kubernetes: &Kubernetes, name: &str) -> Result<PathBuf> {
     .await
 }
 
-fn backup(name: &str, class: &str) -> String {
+pub(super) fn backup(name: &str, class: &str) -> String {
     format!(
         "apiVersion: holdfast.dev/v1alpha1\nkind: MessageQueueBackup\nmetadata: {{name: {name}}}\nspec:\n  \
          cluster: {{name: {CLUSTER}}}\n  volumeSnapshot: {{className: {class}, holdUntil: ReadyToUse}}\n"
@@ -276,7 +281,7 @@ fn holder(name: &str, zone: usize) -> String {
 }
 
 /// Removes all that this case made.
-async fn remove(kubernetes: &Kubernetes) -> Result<()> {
+pub(super) async fn remove(kubernetes: &Kubernetes) -> Result<()> {
     kubernetes.kubectl(&["delete", "pod", "--selector=case=backup", "--wait=true", "--timeout=30s"]).await?;
     kubernetes.kubectl(&["delete", "mqb", "--all", "--wait=true", "--timeout=30s"]).await?;
     kubernetes.kubectl(&["delete", "pvc", "--selector=case=backup", "--wait=true", "--timeout=30s"]).await?;

@@ -1,6 +1,8 @@
 //! The end-to-end cases, each a sentence of what a user may rely on. They share one operator and one cluster.
 
 mod backup;
+mod backup_faults;
+mod backup_schedule;
 mod bad_spec;
 mod changes;
 mod chart;
@@ -9,6 +11,7 @@ mod drain;
 mod failover;
 mod ready;
 mod restore;
+mod restore_large;
 mod retain;
 mod seed;
 
@@ -47,6 +50,8 @@ pub struct Case {
     pub name: &'static str,
     /// What it shows.
     pub shows: &'static str,
+    /// It takes minutes, or measures: it runs only when it is named.
+    pub by_name_only: bool,
     run: for<'a> fn(&'a Context) -> BoxFuture<'a, Result<()>>,
 }
 
@@ -55,81 +60,115 @@ pub const CASES: &[Case] = &[
     Case {
         name: "ready",
         shows: "an applied cluster is Ready in time, spread over zones, and idles in little memory",
+        by_name_only: false,
         run: |c| Box::pin(ready::run(c)),
     },
     Case {
         name: "seed",
         shows: "messages published without confirms survive SIGKILL of every broker pod",
+        by_name_only: false,
         run: |c| Box::pin(seed::run(c)),
     },
     Case {
         name: "leader-kill",
         shows: "a killed leader loses nothing and confirms go on",
+        by_name_only: false,
         run: |c| Box::pin(failover::leader_kill(c)),
     },
     Case {
         name: "all-killed",
         shows: "all pods killed at once lose nothing",
+        by_name_only: false,
         run: |c| Box::pin(failover::all_killed(c)),
     },
     Case {
         name: "operator-absent",
         shows: "a failover needs no operator",
+        by_name_only: false,
         run: |c| Box::pin(failover::operator_absent(c)),
     },
     Case {
         name: "drain",
         shows: "a drained node's leaders move before its pod is evicted, and no client waits for long",
+        by_name_only: false,
         run: |c| Box::pin(drain::run(c)),
     },
     Case {
         name: "roll",
         shows: "a changed pod template reaches one member at a time, under load, and nothing is lost",
+        by_name_only: false,
         run: |c| Box::pin(changes::roll(c)),
     },
     Case {
         name: "hibernate",
         shows: "a hibernated cluster has no pods, and all its messages when it wakes",
+        by_name_only: false,
         run: |c| Box::pin(changes::hibernate(c)),
     },
     Case {
         name: "scale-up",
         shows: "kubectl scale from three members to five, under load, and the newest serves every queue",
+        by_name_only: false,
         run: |c| Box::pin(changes::scale_up(c)),
     },
     Case {
         name: "volumes",
         shows: "a missing storage class, a volume that cannot grow, and one that may, are said in the conditions",
+        by_name_only: false,
         run: |c| Box::pin(changes::volumes(c)),
     },
     Case {
         name: "csi",
         shows: "the test storage cuts, tears, restores and grows volumes in every zone, and its faults are visible",
+        by_name_only: false,
         run: |c| Box::pin(csi::run(c)),
     },
     Case {
         name: "backup",
         shows: "a backup under load, atomic or torn, with the operator killed in the middle, loses nothing and reads back whole",
+        by_name_only: false,
         run: |c| Box::pin(backup::run(c)),
     },
     Case {
         name: "restore",
         shows: "a backup begins new clusters, beside the original and in its stead; one is proven by it, and a damaged one is not",
+        by_name_only: false,
         run: |c| Box::pin(restore::run(c)),
+    },
+    Case {
+        name: "backup-faults",
+        shows: "no class, no snapshots, a hung driver, damaged copies, an operator killed at each step: said, and nothing stays held",
+        by_name_only: true,
+        run: |c| Box::pin(backup_faults::run(c)),
+    },
+    Case {
+        name: "backup-schedule",
+        shows: "six ticks leave the three backups that are to be kept; ticks that an operator missed collapse into one",
+        by_name_only: true,
+        run: |c| Box::pin(backup_schedule::run(c)),
+    },
+    Case {
+        name: "restore-large",
+        shows: "a barrier over 100 busy queues is short, and a gigabyte of messages is restored in time: both are measured",
+        by_name_only: true,
+        run: |c| Box::pin(restore_large::run(c)),
     },
     Case {
         name: "chart",
         shows: "what Helm renders is accepted by a real API server",
+        by_name_only: false,
         run: |c| Box::pin(chart::run(c)),
     },
     Case {
         name: "bad-spec",
         shows: "a bad spec is refused with what to write instead",
+        by_name_only: false,
         run: |c| Box::pin(bad_spec::run(c)),
     },
     Case {
         name: "retain",
         shows: "a deleted cluster applied again has the same identity and messages",
+        by_name_only: false,
         run: |c| Box::pin(retain::run(c)),
     },
 ];
@@ -142,13 +181,16 @@ struct Outcome {
     error: Option<String>,
 }
 
-/// Runs the selected cases (all when `only` is empty) and writes `target/reports/e2e.json`.
+/// Runs the selected cases (when `only` is empty, all but those that run only by name) and writes `target/reports/e2e.json`.
 ///
 /// # Errors
 /// When a case is unknown, the cluster cannot be set up, or a case fails.
 pub async fn run_cases(images: &Images, only: &[String], strikes: u32) -> Result<()> {
-    let selected: Vec<&Case> =
-        CASES.iter().filter(|case| only.is_empty() || only.iter().any(|name| name == case.name)).collect();
+    let is_selected = |case: &&Case| match only {
+        [] => !case.by_name_only,
+        only => only.iter().any(|name| name == case.name),
+    };
+    let selected: Vec<&Case> = CASES.iter().filter(is_selected).collect();
     if selected.is_empty() || (!only.is_empty() && selected.len() != only.len()) {
         let known: Vec<&str> = CASES.iter().map(|case| case.name).collect();
         bail!("no case of that name; there are: {}", known.join(", "));
