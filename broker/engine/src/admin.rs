@@ -1,6 +1,7 @@
 //! Requests of the admin API, typed; the node maps them to HTTP and JSON.
 
 use holdfast_queue::ids::{BootId, GroupId, MemberId};
+use holdfast_queue::in_place::RestoreStep;
 use holdfast_queue::meta::{EffectivePolicy, NewPolicy, PolicyKind};
 
 use crate::alarms::Alarms;
@@ -90,6 +91,8 @@ pub enum AdminAction {
     /// `POST /v1/backup/barriers`: a cut through all groups, and the files that it needs held on every member. Answered
     /// when all of it is done.
     Barrier(BarrierRequest),
+    /// `POST /v1/restore-in-place`: a step of a restore into this cluster.
+    RestoreStep(Box<RestoreStep>),
 }
 
 /// A successful answer.
@@ -110,6 +113,12 @@ pub enum AdminReply {
     },
     Rebalance(Box<RebalanceReport>),
     Barrier(Box<BarrierReport>),
+    /// How far the restore of a queue in place is.
+    InPlace {
+        /// Messages that are there; 0 for a queue that is complete, which others use.
+        messages: u64,
+        complete: bool,
+    },
 }
 
 /// How a group's move stands.

@@ -36,7 +36,7 @@ pub(crate) struct AdminState {
     pub(crate) failovers: u64,
 }
 
-fn refused(kind: AdminErrorKind, error: impl Into<String>, hint: &str) -> AdminError {
+pub(crate) fn refused(kind: AdminErrorKind, error: impl Into<String>, hint: &str) -> AdminError {
     AdminError { kind, error: error.into(), hint: hint.to_owned() }
 }
 
@@ -136,6 +136,7 @@ impl<R: EntryReader> Member<R> {
                 Ok(None)
             }
             AdminAction::Barrier(wanted) => self.begin_barrier(request, wanted).map(|()| None),
+            AdminAction::RestoreStep(step) => self.restore_step(request, *step),
             AdminAction::Rebalance => match self.rebalance_report() {
                 Some(report) => Ok(Some(AdminReply::Rebalance(Box::new(report)))),
                 None => {
@@ -197,6 +198,15 @@ impl<R: EntryReader> Member<R> {
             vhosts: meta.vhosts_of(name).map(str::to_owned).collect(),
         };
         meta.users().map(report).collect()
+    }
+
+    /// It is told that it took too long, if nothing else comes first.
+    pub(crate) fn expect_answer(&mut self, request: AdminRequestId) {
+        self.admin.waiting.insert(request, self.now + ANSWER_WITHIN);
+    }
+
+    pub(crate) fn is_expected(&self, request: AdminRequestId) -> bool {
+        self.admin.waiting.contains_key(&request)
     }
 
     pub(crate) fn ask_for_admin(

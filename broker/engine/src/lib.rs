@@ -19,7 +19,8 @@
 //! | `recovery`, `epochs` | forced recovery from the disks that are left; members that it left behind |
 //! | `peers`, `links`, `peer_message` | links, heartbeats, suspicion, relays; the peer protocol |
 //! | `backup` | barriers: a cut through all groups that is consistent |
-//! | `restore` | a new cluster out of a backup |
+//! | `restore` | a new cluster out of a backup; what of a backup a restore in place reads |
+//! | `in_place` | a queue or virtual host out of a backup, under a new name, in the cluster that runs |
 //! | `alarms`, `flow` | memory and disk alarms; byte budgets that all connections share |
 //! | `admin`, `admin_requests`, `queue_reports`, `metrics`, `identity` | the operator's door; counters; who this disk is |
 //!
@@ -49,6 +50,7 @@ mod groups;
 mod hosts;
 pub mod identity;
 mod in_flight;
+mod in_place;
 mod join;
 mod leases;
 mod links;

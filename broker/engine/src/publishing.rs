@@ -18,7 +18,7 @@ use crate::seam::ConnId;
 use crate::transient::transient_group_of;
 
 /// What a message costs beside its content, bytes.
-const OVERHEAD_BYTES: usize = 128;
+pub(crate) const OVERHEAD_BYTES: usize = 128;
 
 /// The group that holds a queue, as commands to it are addressed.
 pub(crate) fn group_of(meta: &MetaMachine, queue: QueueId) -> Option<GroupId> {

@@ -6,6 +6,7 @@ use holdfast_queue::meta::{MetaCommand, MetaEffect, MetaReply};
 use holdfast_queue::queue::{QueueCommand, QueueEffect, QueueReply};
 use holdfast_session::ChannelId;
 
+use crate::in_place;
 use crate::member::Member;
 use crate::peer_message::{HomeEffect, PeerMessage};
 use crate::seam::{AdminRequestId, ConnId, LinkId, Severity};
@@ -32,6 +33,11 @@ pub(crate) enum Waiter {
         then: Then,
     },
     Admin(AdminRequestId),
+    /// A step of a restore in place.
+    InPlace {
+        request: AdminRequestId,
+        then: in_place::Then,
+    },
     /// The bootstrap of this member's cluster.
     Bootstrap,
     /// This member's run is being registered.
@@ -134,6 +140,11 @@ impl<R: EntryReader> Member<R> {
     /// Sends a command that nobody waits for.
     pub(crate) fn tell(&mut self, group: GroupId, command: QueueCommand) {
         self.stream(group).push(command, 64, None);
+    }
+
+    /// The same, for a command that carries a message.
+    pub(crate) fn tell_sized(&mut self, group: GroupId, command: QueueCommand, size: usize) {
+        self.stream(group).push(command, size, None);
     }
 
     /// Sends a command whose end is reported to its channel, once it is on so many disks (0 and 1: on a majority).
@@ -419,7 +430,8 @@ impl<R: EntryReader> Member<R> {
 
     fn metadata_answered(&mut self, waiter: Waiter, reply: MetaReply) {
         match waiter {
-            Waiter::Nobody => {}
+            // What the metadata answers to a step of a restore is the answer to its request.
+            Waiter::Nobody | Waiter::InPlace { .. } => {}
             Waiter::Call { conn, channel, then } => self.metadata_call_answered(conn, channel, then, reply),
             Waiter::Admin(request) => self.admin_answered(request, reply),
             Waiter::Bootstrap => self.bootstrap_answered(reply),
@@ -429,8 +441,10 @@ impl<R: EntryReader> Member<R> {
     }
 
     fn answered(&mut self, waiter: Waiter, reply: QueueReply, content: Option<holdfast_queue::codec::Message>) {
-        if let Waiter::Call { conn, channel, then } = waiter {
-            self.call_answered(conn, channel, then, reply, content);
+        match waiter {
+            Waiter::Call { conn, channel, then } => self.call_answered(conn, channel, then, reply, content),
+            Waiter::InPlace { request, then } => self.restore_answered(request, then, reply),
+            _ => {}
         }
     }
 

@@ -26,6 +26,7 @@ pub mod framing;
 pub mod hold_dirs;
 pub mod holds;
 pub mod http_server;
+mod in_place_command;
 pub mod inbox;
 pub mod journal_command;
 pub mod journal_pause;

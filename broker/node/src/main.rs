@@ -56,7 +56,7 @@ enum Command {
         #[command(subcommand)]
         command: RecoverCommand,
     },
-    /// Found a new cluster from a backup.
+    /// Found a new cluster from a backup, or bring a part of one back into a cluster that runs.
     Restore {
         #[command(subcommand)]
         command: RestoreCommand,

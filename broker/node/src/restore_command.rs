@@ -1,4 +1,5 @@
-//! `holdfast-broker restore build|push`: a new cluster is founded from copies of what a backup's barrier held. What it keeps, and
+//! `holdfast-broker restore build|push|queue|vhost|abandon`: a new cluster is founded from copies of what a backup's barrier held, or a
+//! part of it comes back under a new name. What it keeps, and
 //! why the copy is never taken for the original: [`holdfast_engine::restore`].
 
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use crate::clock::{random_u64, random_u128};
 use crate::data_dir::DataDir;
 use crate::failure::{ExitKind, Failure};
 use crate::hold_dirs::{hold_in, member_of, read_manifest, sha256_hex};
+use crate::in_place_command::{AbandonArgs, QueueArgs, VhostArgs, abandon, restore_queue, restore_vhost};
 use crate::push_command::{PushArgs, push};
 use crate::restored_journal::{RestoreRecord, prepare, put_in_place, refuse_used, tidy};
 
@@ -23,10 +25,16 @@ use crate::restored_journal::{RestoreRecord, prepare, put_in_place, refuse_used,
 #[derive(Debug, Subcommand)]
 pub enum RestoreCommand {
     /// Make the data directory of a new cluster's first member, out of copies of what a barrier held.
-    Build(BuildArgs),
+    Build(Box<BuildArgs>),
     /// Send a copy of what a barrier held on a member to a blank member, whose admin API then founds the cluster. What is
     /// there already is not sent again.
     Push(PushArgs),
+    /// Bring one queue into a cluster that runs, under a new name. Nobody can use it before it is whole. Run again, it goes on.
+    Queue(Box<QueueArgs>),
+    /// Bring a virtual host with its queues, exchanges, bindings, policies and permissions, under a new name.
+    Vhost(Box<VhostArgs>),
+    /// Take out of a cluster what an unfinished `restore queue` or `restore vhost` has left in it.
+    Abandon(AbandonArgs),
 }
 
 /// `restore build`.
@@ -89,6 +97,9 @@ pub fn restore(command: &RestoreCommand) -> Result<(), Failure> {
     match command {
         RestoreCommand::Build(args) => build(args),
         RestoreCommand::Push(args) => small_runtime()?.block_on(push(args)),
+        RestoreCommand::Queue(args) => small_runtime()?.block_on(restore_queue(args)),
+        RestoreCommand::Vhost(args) => small_runtime()?.block_on(restore_vhost(args)),
+        RestoreCommand::Abandon(args) => small_runtime()?.block_on(abandon(args)),
     }
 }
 

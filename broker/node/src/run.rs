@@ -322,6 +322,7 @@ impl Process<'_> {
             ));
             let restore = admin::restore::router(inbox.clone(), data_dir.clone(), brake, end_process)?;
             let router = router.merge(restore);
+            let router = router.merge(admin::in_place::router(inbox.clone(), data_dir.clone()));
             let router = router.merge(admin::backup::router(inbox.clone(), data_dir.clone(), holds));
             self.runtime.spawn(http_server::serve(listener, Some(tls), router, budget.http));
         }

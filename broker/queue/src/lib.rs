@@ -6,6 +6,7 @@
 pub mod arguments;
 pub mod codec;
 pub mod ids;
+pub mod in_place;
 pub mod machine;
 pub mod meta;
 #[cfg(feature = "mutants")]

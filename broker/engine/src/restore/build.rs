@@ -293,7 +293,11 @@ impl NewCluster {
 }
 
 /// Whether a copy of a group is what the manifest says of it.
-fn is_as_listed<R: EntryReader>(copy: &GroupCopy<AnyMachine>, reader: &R, expected: &StateEntry) -> Result<(), String> {
+pub(super) fn is_as_listed<R: EntryReader>(
+    copy: &GroupCopy<AnyMachine>,
+    reader: &R,
+    expected: &StateEntry,
+) -> Result<(), String> {
     let found = state_of(copy, reader, &mut |_, _| {})?;
     if let Some((expected, found)) = expected.queues.iter().zip(&found.queues).find(|(a, b)| a != b) {
         return Err(format!("queue '{}' in vhost '{}': {}", expected.name, expected.vhost, differs(expected, found)));

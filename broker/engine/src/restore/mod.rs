@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `cover` | which members' copies have which groups, and what is wrong with a copy |
 //! | `build` | the founder's journal: each group at its place, from a copy that is what the manifest says |
+//! | `in_place` | what a restore into a running cluster reads: metadata, and one queue at a time |
 //! | `check` | the new journal is read again, and must hold what the manifest counts, and nothing else |
 //!
 //! # How the copy could be taken for the original, and what prevents it
@@ -23,12 +24,14 @@
 mod build;
 mod check;
 mod cover;
+mod in_place;
 
 use holdfast_queue::meta::{ExpectedMember, NewUser};
 
 pub use build::{Restored, build};
 pub use check::check;
 pub use cover::{Coverage, HoldCopy};
+pub use in_place::{OpenCopy, OpenQueue, some_queues};
 
 use crate::backup::Manifest;
 use crate::identity::MemberUuid;

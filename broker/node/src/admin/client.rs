@@ -1,4 +1,4 @@
-//! A caller of the admin API, for `dev` and `pre-stop`.
+//! A caller of the admin API, for `dev`, `pre-stop` and restores in place.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::json::ErrorBody;
+use super::routes::TOKEN_HEADER;
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -43,8 +44,20 @@ impl AdminClient {
         body: Option<&Value>,
         patience: Duration,
     ) -> Result<Value, CallError> {
+        let bytes = body.map(|value| value.to_string()).unwrap_or_default();
+        self.send(method, path, (bytes.into(), None), patience).await
+    }
+
+    /// The same with any body, and the operator's token where there is one.
+    pub async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        (body, token): (Bytes, Option<u64>),
+        patience: Duration,
+    ) -> Result<Value, CallError> {
         let unreachable = |error: &dyn std::fmt::Display| CallError::Unreachable(error.to_string());
-        let answer = timeout(patience, self.exchange(method, path, body)).await;
+        let answer = timeout(patience, self.exchange(method, path, body, token)).await;
         let (status, bytes) = match answer {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => return Err(unreachable(&error)),
@@ -62,21 +75,23 @@ impl AdminClient {
         &self,
         method: Method,
         path: &str,
-        body: Option<&Value>,
+        body: Bytes,
+        token: Option<u64>,
     ) -> Result<(u16, Bytes), Box<dyn std::error::Error + Send + Sync>> {
         let stream = TcpStream::connect(self.address).await?;
         let name = ServerName::try_from(self.host.clone())?;
         let stream = TlsConnector::from(self.tls.clone()).connect(name, stream).await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         let driving = tokio::spawn(connection);
-        let bytes = body.map(|value| value.to_string()).unwrap_or_default();
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(path)
             .header(http::header::HOST, &self.host)
-            .header(http::header::CONTENT_TYPE, "application/json")
-            .body(Full::new(Bytes::from(bytes)))?;
-        let response = sender.send_request(request).await?;
+            .header(http::header::CONTENT_TYPE, "application/json");
+        if let Some(token) = token {
+            request = request.header(TOKEN_HEADER, token);
+        }
+        let response = sender.send_request(request.body(Full::new(body))?).await?;
         let status = response.status().as_u16();
         let bytes = response.into_body().collect().await?.to_bytes();
         driving.abort();

@@ -2,6 +2,7 @@
 
 pub mod backup;
 pub mod client;
+pub mod in_place;
 pub mod json;
 mod policies;
 pub mod recovery;

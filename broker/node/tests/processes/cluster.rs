@@ -149,6 +149,11 @@ impl Cluster {
         holdfast_e2e::load::fixed_endpoints(uris)
     }
 
+    /// What a caller of the admin API shows and trusts.
+    pub fn admin_files(&self) -> &TlsFiles {
+        &self.admin
+    }
+
     /// Kills a member as a crash does; it comes back by itself.
     pub fn kill(&self, member: &DevMember) {
         println!("kill -9 {} (pid {:?})", member.name, member.pid);

@@ -7,6 +7,7 @@ mod bad_input;
 mod cluster;
 mod disk_faults;
 mod full_disk;
+mod in_place;
 mod journal;
 mod newcomers;
 mod recovery;

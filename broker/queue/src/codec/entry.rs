@@ -255,7 +255,7 @@ impl EntryBuilder {
 pub fn message_at(payload: &Bytes, sub: u32) -> Result<Message, DecodeError> {
     let mut input = Reader::at(payload.clone(), sub as usize);
     match decode_sized(&mut input)? {
-        QueueCommand::Publish { message, .. } => Ok(message),
+        QueueCommand::Publish { message, .. } | QueueCommand::Restore { message, .. } => Ok(message),
         _ => Err(DecodeError::Invalid("the command is not a publish")),
     }
 }

@@ -1,6 +1,7 @@
 //! What can be asked of the cluster's metadata.
 
 use super::policies::{NewPolicy, PolicyKind};
+use super::state::Vhost;
 use crate::arguments::Arguments;
 use crate::codec::{codec_enum, codec_struct};
 use crate::ids::{BootId, GroupId, MemberId, QueueId, ReplicaId, SessionId};
@@ -248,6 +249,55 @@ pub enum MetaCommand {
         /// Its name.
         name: String,
     },
+    /// Makes a virtual host for a restore in place, with exchanges and policies. A repeat changes nothing.
+    BeginVhostRestore {
+        /// Its name.
+        vhost: String,
+        /// The restore's.
+        id: String,
+        /// As the backup has it; queues, bindings and permissions are not taken yet.
+        content: Vhost,
+    },
+    /// Makes a queue for a restore in place, which nobody can use yet. A repeat changes nothing.
+    BeginQueueRestore {
+        /// Where.
+        vhost: String,
+        /// Its name.
+        name: String,
+        /// The restore's.
+        id: String,
+        /// As it was declared.
+        auto_delete: bool,
+        /// As it was declared.
+        arguments: Arguments,
+    },
+    /// A queue that is being restored has all its messages.
+    CompleteQueueRestore {
+        /// Where.
+        vhost: String,
+        /// Its name.
+        name: String,
+        /// The restore's.
+        id: String,
+    },
+    /// A virtual host that is being restored has all its queues.
+    CompleteVhostRestore {
+        /// Its name.
+        vhost: String,
+        /// The restore's.
+        id: String,
+        /// As the backup has it: the bindings and permissions.
+        content: Vhost,
+    },
+    /// Takes out what a restore has begun and not completed.
+    AbandonRestore {
+        /// Where.
+        vhost: String,
+        /// Which queue; empty: the whole virtual host.
+        name: String,
+        /// The restore's name; empty: whichever it is.
+        id: String,
+    },
 }
 
 codec_enum!(MetaCommand, "metadata command" {
@@ -280,6 +330,11 @@ codec_enum!(MetaCommand, "metadata command" {
     60 => SetDefaultMinInSync { min_in_sync_replicas },
     61 => PutPolicy { kind, vhost, name, policy },
     62 => DeletePolicy { kind, vhost, name },
+    70 => BeginVhostRestore { vhost, id, content },
+    71 => BeginQueueRestore { vhost, name, id, auto_delete, arguments },
+    72 => CompleteQueueRestore { vhost, name, id },
+    73 => CompleteVhostRestore { vhost, id, content },
+    74 => AbandonRestore { vhost, name, id },
 });
 
 /// A member that the operator wants in the cluster.

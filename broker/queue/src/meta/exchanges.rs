@@ -67,6 +67,7 @@ impl MetaMachine {
             self.drop_queue(queue, changes);
         }
         self.vhosts.remove(name);
+        self.restores.remove(name);
         self.router.remove_vhost(name);
         changes.push(Change::Access);
         Ok(MetaReply::Done)

@@ -2,6 +2,7 @@
 
 use super::command::MetaCommand;
 use super::effect::{Change, MetaEffect, MetaReply, Refusal};
+use super::in_place::Restoring;
 use super::placement::{self, Chosen, Load};
 use super::policies::EffectivePolicy;
 use super::replication::check_min_in_sync;
@@ -15,7 +16,7 @@ use crate::streams::{Admission, Streams};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 
-const SNAPSHOT_VERSION: u8 = 1;
+const SNAPSHOT_VERSION: u8 = 2;
 
 /// What a command comes to.
 pub(super) type Outcome = Result<MetaReply, Refusal>;
@@ -33,6 +34,8 @@ pub struct MetaMachine {
     pub(super) last_queue: u64,
     pub(super) last_group: u64,
     pub(super) streams: Streams<MetaReply>,
+    /// Restores in place, by virtual host and queue; an empty name is the virtual host itself.
+    pub(super) restores: BTreeMap<String, BTreeMap<String, Restoring>>,
     time_ms: u64,
     /// Derived from exchanges, bindings and queues.
     pub(super) router: Router,
@@ -182,6 +185,25 @@ impl MetaMachine {
                 self.put_policy(kind, &vhost, name, policy, changes)
             }
             MetaCommand::DeletePolicy { kind, vhost, name } => self.delete_policy(kind, &vhost, &name, changes),
+            restore => self.run_restore(meta, restore, changes),
+        }
+    }
+
+    fn run_restore(&mut self, meta: &ApplyMeta, command: MetaCommand, changes: &mut Vec<Change>) -> Outcome {
+        match command {
+            MetaCommand::BeginVhostRestore { vhost, id, content } => {
+                self.begin_vhost_restore(vhost, id, content, changes)
+            }
+            MetaCommand::BeginQueueRestore { vhost, name, id, auto_delete, arguments } => {
+                self.begin_queue_restore(meta, (vhost, name, id), auto_delete, arguments, changes)
+            }
+            MetaCommand::CompleteQueueRestore { vhost, name, id } => self.complete_queue_restore(&vhost, &name, &id),
+            MetaCommand::CompleteVhostRestore { vhost, id, content } => {
+                self.complete_vhost_restore(&vhost, &id, content, changes)
+            }
+            MetaCommand::AbandonRestore { vhost, name, id } => self.abandon_restore(&vhost, &name, &id, changes),
+            // `run` has taken the others.
+            _ => Ok(MetaReply::Done),
         }
     }
 
@@ -191,7 +213,7 @@ impl MetaMachine {
         self.unsettled = self.groups.iter().filter(|(_, group)| !group.is_settled()).map(|(id, _)| *id).collect();
         let waits = |group: &GroupInfo| !group.target.unsynchronised.is_empty();
         self.unsynchronised = self.groups.iter().filter(|(_, group)| waits(group)).map(|(id, _)| *id).collect();
-        self.router = Router::of(&self.vhosts);
+        self.derive_routes();
         self.derive_policies();
     }
 }
@@ -250,6 +272,7 @@ impl Codec for MetaMachine {
         self.last_queue.encode(out);
         self.last_group.encode(out);
         self.streams.encode(out);
+        self.restores.encode(out);
     }
 
     fn decode(input: &mut Reader) -> Result<Self, DecodeError> {
@@ -265,6 +288,7 @@ impl Codec for MetaMachine {
             last_queue: Codec::decode(input)?,
             last_group: Codec::decode(input)?,
             streams: Codec::decode(input)?,
+            restores: Codec::decode(input)?,
             ..MetaMachine::default()
         };
         machine.derive();

@@ -62,12 +62,16 @@ impl MetaMachine {
     /// A queue by name, for a session that wants to use it: passive declare, consume, get, bind, purge, delete.
     ///
     /// # Errors
-    /// 404 when there is none, 405 when it is exclusive to another connection, in RabbitMQ's words.
+    /// 404 when there is none, 405 when it is exclusive to another connection, in RabbitMQ's words, or being restored.
     pub fn queue_named(&self, vhost: &str, name: &str, session: SessionId) -> Result<(QueueId, &QueueInfo), Refusal> {
         let id = self.vhost(vhost).and_then(|vhost| vhost.queues.get(name));
         let Some((id, queue)) = id.and_then(|id| Some((*id, self.queues.get(id)?))) else {
             return Err(Refusal { code: 404, text: format!("no queue '{name}' in vhost '{vhost}'") });
         };
+        if self.is_being_restored(vhost, name) {
+            let text = format!("queue '{name}' in vhost '{vhost}' is being restored from a backup, and not complete");
+            return Err(Refusal { code: 405, text });
+        }
         if queue.exclusive.is_some_and(|owner| owner != session) {
             let text = format!(
                 "cannot obtain exclusive access to locked queue '{name}' in vhost '{vhost}'. It could be originally declared on another connection \
@@ -170,6 +174,7 @@ impl MetaMachine {
         }
         self.drop_bindings_to(&queue.vhost, &Destination::Queue { name: queue.name.clone() });
         self.router.remove_queue(&queue.vhost, &queue.name);
+        self.forget_restore(&queue.vhost, &queue.name);
         let owner = match queue.placement {
             Placement::Transient { owner } => Some(owner.boot),
             Placement::Replicated { group } => {

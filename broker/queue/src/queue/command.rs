@@ -134,6 +134,25 @@ pub enum QueueCommand {
         /// Which run.
         boot: BootId,
     },
+    /// Stores a message of a backup at the tail of a queue that is being restored in place, if it is the next one. One
+    /// that is there already, or comes after the end of the restore, is dropped.
+    Restore {
+        /// Where to.
+        queue: QueueId,
+        /// How many messages come before it.
+        position: u64,
+        /// How often it was delivered and came back.
+        returns: u32,
+        /// What.
+        message: Message,
+    },
+    /// Request. Ends a restore in place, if the queue holds so many messages. A repeat is answered alike.
+    EndRestore {
+        /// Of which queue.
+        queue: QueueId,
+        /// How many.
+        messages: u64,
+    },
 }
 
 codec_enum!(QueueCommand, "queue command" {
@@ -152,6 +171,8 @@ codec_enum!(QueueCommand, "queue command" {
     13 => ChannelClosed { channel },
     14 => SessionClosed { session },
     15 => BootEnded { boot },
+    16 => Restore { queue, position, returns, message },
+    17 => EndRestore { queue, messages },
 });
 
 impl QueueCommand {
@@ -168,7 +189,9 @@ impl QueueCommand {
             | QueueCommand::Credit { queue, .. }
             | QueueCommand::Get { queue, .. }
             | QueueCommand::Purge { queue }
-            | QueueCommand::Stat { queue } => Some(*queue),
+            | QueueCommand::Stat { queue }
+            | QueueCommand::Restore { queue, .. }
+            | QueueCommand::EndRestore { queue, .. } => Some(*queue),
             QueueCommand::Recover { .. }
             | QueueCommand::ChannelClosed { .. }
             | QueueCommand::SessionClosed { .. }

@@ -186,6 +186,8 @@ pub enum QueueReply {
     },
     /// To `Stat`: the queue was here and is deleted, for good. (One that is not here yet is `NoSuchQueue`.)
     Gone,
+    /// To `EndRestore`: it has ended, with as many messages as it should. (`Stats` otherwise.)
+    RestoreEnded,
 }
 
 codec_enum!(QueueReply, "queue reply" {
@@ -202,6 +204,7 @@ codec_enum!(QueueReply, "queue reply" {
     11 => NotEmpty,
     12 => Stats { stats },
     13 => Gone,
+    14 => RestoreEnded,
 });
 
 impl QueueReply {

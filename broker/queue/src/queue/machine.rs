@@ -15,7 +15,7 @@ use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
-const SNAPSHOT_VERSION: u8 = 3;
+const SNAPSHOT_VERSION: u8 = 4;
 
 /// The state of a queue group: queues, where their messages' contents are, who consumes them, and what was already
 /// taken in from whom.
@@ -68,6 +68,11 @@ impl QueueMachine {
     /// the size of each in bytes. `None` when there is no such queue.
     pub fn messages(&self, queue: QueueId) -> Option<Vec<(MessageRef, u32)>> {
         self.queues.get(&queue).map(Queue::messages)
+    }
+
+    /// The messages of a queue that wait for a consumer, in order, and how often each was delivered and came back.
+    pub fn waiting(&self, queue: QueueId) -> Vec<(MessageRef, u32)> {
+        self.queues.get(&queue).map(Queue::waiting).unwrap_or_default()
     }
 
     /// The lowest index of an entry that holds a message which is still needed.
@@ -171,6 +176,15 @@ impl QueueMachine {
     ) -> Option<QueueReply> {
         match command {
             QueueCommand::Publish { queue, message } => self.publish(at, queue, &message),
+            QueueCommand::Restore { queue, position, returns, message } => {
+                if self
+                    .queues
+                    .get_mut(&queue)
+                    .is_some_and(|queue| queue.restore(at, size_of(&message), position, returns))
+                {
+                    self.live.add(at.index);
+                }
+            }
             QueueCommand::Settle { queue, consumer, spans, outcome } => {
                 let mut gone = Vec::new();
                 if let Some(queue) = self.touch(queue) {
@@ -245,15 +259,21 @@ impl QueueMachine {
                 None if self.deleted.contains(queue) => QueueReply::Gone,
                 None => QueueReply::NoSuchQueue,
             },
+            QueueCommand::EndRestore { queue, messages } => match self.queues.get_mut(&queue) {
+                None => QueueReply::NoSuchQueue,
+                Some(queue) => match queue.end_restore(messages) {
+                    true => QueueReply::RestoreEnded,
+                    false => QueueReply::Stats { stats: queue.stats() },
+                },
+            },
             // The others are no requests: `apply_command` has taken them.
             _ => QueueReply::NoSuchQueue,
         }
     }
 
     fn publish(&mut self, at: MessageRef, queue: QueueId, message: &Message) {
-        let size = u32::try_from(message.properties.len() + message.body.len()).unwrap_or(u32::MAX);
         if let Some(queue) = self.touch(queue) {
-            queue.push(at, size);
+            queue.push(at, size_of(message));
             self.live.add(at.index);
         }
     }
@@ -331,6 +351,10 @@ impl QueueMachine {
         let died = recent.contains(&index) && !self.live.holds(index);
         self.dead.extend(recent.into_iter().filter(|other| *other != index).chain(died.then_some(index)));
     }
+}
+
+fn size_of(message: &Message) -> u32 {
+    u32::try_from(message.properties.len() + message.body.len()).unwrap_or(u32::MAX)
 }
 
 fn consumers_of_channel(channel: ChannelRef) -> RangeInclusive<ConsumerId> {

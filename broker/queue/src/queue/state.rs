@@ -21,6 +21,8 @@ pub(super) struct Queue {
     ready: ReadyLine,
     consumers: BTreeMap<ConsumerId, Consumer>,
     rotation: Rotation,
+    /// A restore in place has filled it and ended: what still comes of that is a repeat.
+    restored: bool,
     /// Derived: consumers that were not cancelled.
     active: usize,
     /// Derived: unsettled deliveries of all consumers, and their size in bytes.
@@ -41,6 +43,7 @@ impl Queue {
             ready: ReadyLine::default(),
             consumers: BTreeMap::new(),
             rotation: Rotation::default(),
+            restored: false,
             active: 0,
             unacked: 0,
             unacked_bytes: 0,
@@ -59,6 +62,27 @@ impl Queue {
 
     pub(super) fn push(&mut self, at: MessageRef, size: u32) {
         self.ready.push(at, size);
+    }
+
+    /// Adds a message of a backup, if it is the next one. Nobody can consume from the queue meanwhile, so as many messages
+    /// were restored as are ready.
+    pub(super) fn restore(&mut self, at: MessageRef, size: u32, position: u64, returns: u32) -> bool {
+        let is_next = !self.restored && position == self.ready.len() as u64;
+        if is_next {
+            self.ready.put_back(Held { at, size, returns });
+        }
+        is_next
+    }
+
+    /// Takes no more messages of a backup, if so many are there. True if that is so now.
+    pub(super) fn end_restore(&mut self, messages: u64) -> bool {
+        self.restored |= self.ready.len() as u64 == messages;
+        self.restored
+    }
+
+    /// Ready messages in order, and how often each came back.
+    pub(super) fn waiting(&self) -> Vec<(MessageRef, u32)> {
+        self.ready.iter().map(|message| (message.at, message.returns)).collect()
     }
 
     /// Adds a consumer; one that is there already stays as it is.
@@ -305,6 +329,7 @@ impl Codec for Queue {
         self.ready.encode(out);
         self.consumers.encode(out);
         self.rotation.encode(out);
+        self.restored.encode(out);
     }
 
     fn decode(input: &mut Reader) -> Result<Self, DecodeError> {
@@ -313,6 +338,7 @@ impl Codec for Queue {
         queue.ready = Codec::decode(input)?;
         queue.consumers = Codec::decode(input)?;
         queue.rotation = Codec::decode(input)?;
+        queue.restored = Codec::decode(input)?;
         for consumer in queue.consumers.values() {
             queue.active += usize::from(!consumer.cancelled);
             queue.unacked += consumer.unacked.len() as u64;
