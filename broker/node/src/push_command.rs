@@ -154,7 +154,7 @@ impl Pusher {
         let (mut here, mut looked) = (Value::Null, None::<Instant>);
         for (number, file) in files.iter().enumerate() {
             if looked.is_none_or(|at| at.elapsed() >= LOOK_EVERY) {
-                here = self.patiently(Method::GET, &self.list, || small(Bytes::new())).await?;
+                here = self.wait_for_turn().await?;
                 looked = Some(Instant::now());
                 self.tell(&format!("{number} of {} files, {done} of {total} bytes", files.len()));
             }
@@ -176,6 +176,22 @@ impl Pusher {
         }
         let named = wrong.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join("; ");
         Err(damaged(format!("{} files of the copy of member {} are damaged: {named}", wrong.len(), self.member)))
+    }
+
+    /// What is there, once more of this copy is wanted now, or none at all. The member may have all that it needs from other
+    /// copies, if they come whole: this one is sent if they do not.
+    async fn wait_for_turn(&self) -> Result<Value, Failure> {
+        let mut told = false;
+        loop {
+            let here = self.patiently(Method::GET, &self.list, || small(Bytes::new())).await?;
+            if here["later"] != true {
+                return Ok(here);
+            }
+            if !std::mem::replace(&mut told, true) {
+                self.tell("other copies come first; this one waits, in case that one of them is damaged");
+            }
+            sleep(RETRY_EVERY).await;
+        }
     }
 
     fn tell(&self, what: &str) {

@@ -1,11 +1,12 @@
 //! What a blank member has received of a backup, in `restore` of its data directory: the manifest, and files of members'
 //! holds. A file has its name only once it is whole, verified and durable, so what is there after a restart counts.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use holdfast_engine::backup::{FileEntry, Manifest, MemberEntry, is_hold_name};
 use holdfast_engine::restore::{Coverage, HoldCopy, usable};
@@ -24,6 +25,8 @@ const FRESH_NOTE: &str = "restore.json.new";
 const MEMBERS: &str = "members";
 /// Files on their way.
 const INCOMING: &str = "incoming";
+/// Copies that are not needed as long as others come wait for those, until nothing was heard of one of them for so long.
+const SILENT_FOR: Duration = Duration::from_secs(5);
 /// The longest name of a file, as the journal has it.
 const NAME_BYTES: usize = 100;
 
@@ -70,6 +73,33 @@ pub struct Received {
     pub manifest: Manifest,
     /// Member and file.
     present: BTreeSet<(String, String)>,
+    /// Members of whose copies something came, or whose senders have asked.
+    heard: BTreeMap<String, Heard>,
+}
+
+/// Of a copy that comes.
+#[derive(Clone, Copy, Debug)]
+struct Heard {
+    /// Since when, without silence.
+    since: Instant,
+    last: Instant,
+}
+
+impl Heard {
+    fn is_silent(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.last) >= SILENT_FOR
+    }
+}
+
+/// What the sender of a member's copy is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// Send.
+    Now,
+    /// Ask again: the copies that are on their way have all that is needed, if they come whole.
+    Later,
+    /// Nothing of it is needed.
+    Never,
 }
 
 static NUMBER: AtomicU64 = AtomicU64::new(0);
@@ -144,7 +174,8 @@ impl Received {
             let manifest = Manifest::from_file(&bytes).ok()?;
             check_names(&manifest).ok()?;
             let (root, present) = (root.clone(), BTreeSet::new());
-            Some(Self { root, backup: note.backup, manifest_sha256: note.manifest_sha256, manifest, present })
+            let (backup, manifest_sha256) = (note.backup, note.manifest_sha256);
+            Some(Self { root, backup, manifest_sha256, manifest, present, heard: BTreeMap::new() })
         };
         let Some(mut received) = read() else {
             Self::remove(data_dir)?;
@@ -178,8 +209,8 @@ impl Received {
         check_names(&manifest)?;
         Self::remove(data_dir)?;
         let root = data_dir.join(RESTORE);
-        let received =
-            Self { root, backup: backup.to_owned(), manifest_sha256: found, manifest, present: BTreeSet::new() };
+        let (present, heard) = (BTreeSet::new(), BTreeMap::new());
+        let received = Self { root, backup: backup.to_owned(), manifest_sha256: found, manifest, present, heard };
         if let Err(error) = received.store(data_dir, bytes) {
             // What was begun is no restore, and would be in the way of a bootstrap.
             let _ = Self::remove(data_dir);
@@ -250,14 +281,44 @@ impl Received {
         self.manifest.members.iter().filter(is_whole).map(|member| member.name.clone()).collect()
     }
 
-    /// The files of a member, whether each is here, and whether the member's are needed at all.
+    /// The files of a member, and whether each is here.
     ///
     /// # Errors
     /// The manifest has none of that member.
-    pub fn files_of(&self, member: &str) -> Result<(Vec<(FileEntry, bool)>, bool), Refused> {
+    pub fn files_of(&self, member: &str) -> Result<Vec<(FileEntry, bool)>, Refused> {
         let files = self.member(member)?.files.iter();
-        let files = files.map(|file| (file.clone(), self.has(member, &file.name))).collect();
-        Ok((files, Coverage::of(&self.manifest).is_needed(member, &self.whole())))
+        Ok(files.map(|file| (file.clone(), self.has(member, &file.name))).collect())
+    }
+
+    /// Something of a member's copy came, or its sender asks.
+    pub fn heard_of(&mut self, member: &str, now: Instant) {
+        let before = self.heard.get(member).filter(|heard| !heard.is_silent(now));
+        let since = before.map_or(now, |heard| heard.since);
+        self.heard.insert(member.to_owned(), Heard { since, last: now });
+    }
+
+    /// Whether a member's copy is to be sent. Each is as large as the backup, so of those that come, those that came first
+    /// are taken, until they have all groups together. The others wait, until one of those is silent without being whole: it
+    /// is damaged, or its sender has died.
+    #[must_use]
+    pub fn turn_of(&self, member: &str, now: Instant) -> Turn {
+        let (coverage, whole) = (Coverage::of(&self.manifest), self.whole());
+        if !coverage.is_needed(member, &whole) {
+            return Turn::Never;
+        }
+        let coming = self.heard.iter().filter(|(name, heard)| !heard.is_silent(now) && !whole.contains(*name));
+        let mut coming: Vec<(Instant, &String)> = coming.map(|(name, heard)| (heard.since, name)).collect();
+        coming.sort();
+        let mut taken = whole;
+        for (_, name) in coming {
+            if coverage.is_needed(name, &taken) {
+                taken.insert(name.clone());
+            }
+        }
+        match taken.contains(member) || !coverage.lacking(&taken).is_empty() {
+            true => Turn::Now,
+            false => Turn::Later,
+        }
     }
 
     /// How far it is.
@@ -348,5 +409,80 @@ impl Drop for Incoming {
     fn drop(&mut self) {
         // After it was finished there is nothing under this name.
         let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_engine::backup::GroupEntry;
+
+    /// Members a, b and c with a file each; the groups, by who holds them.
+    fn received(dir: &Path, holders: &[&[&str]]) -> Received {
+        let group = |(number, holders): (usize, &&[&str])| {
+            let mut group = GroupEntry::default();
+            group.place.group = number as u64;
+            group.holders = holders.iter().map(ToString::to_string).collect();
+            group
+        };
+        let member = |name: &str| {
+            let file = FileEntry { name: "segment".into(), ..FileEntry::default() };
+            MemberEntry { name: name.into(), files: vec![file], ..MemberEntry::default() }
+        };
+        let manifest = Manifest {
+            groups: holders.iter().enumerate().map(group).collect(),
+            members: ["a", "b", "c"].map(member).to_vec(),
+            ..Manifest::default()
+        };
+        Received {
+            root: dir.to_owned(),
+            backup: "b".into(),
+            manifest_sha256: String::new(),
+            manifest,
+            present: BTreeSet::new(),
+            heard: BTreeMap::new(),
+        }
+    }
+
+    fn turns(received: &Received, now: Instant) -> [Turn; 3] {
+        ["a", "b", "c"].map(|member| received.turn_of(member, now))
+    }
+
+    #[test]
+    fn the_copy_that_comes_first_is_taken_and_the_next_one_once_that_is_silent() {
+        let all: &[&str] = &["a", "b", "c"];
+        let (mut received, start) = (received(Path::new("nowhere"), &[all, all]), Instant::now());
+        assert_eq!(turns(&received, start), [Turn::Now; 3], "nobody has come yet");
+        received.heard_of("b", start);
+        let later = start + Duration::from_secs(4);
+        for member in ["a", "b", "c"] {
+            received.heard_of(member, later);
+        }
+        assert_eq!(turns(&received, later), [Turn::Later, Turn::Now, Turn::Later]);
+        // b says nothing any more, and c asks later than a.
+        let silent = start + Duration::from_secs(9);
+        for member in ["a", "c"] {
+            received.heard_of(member, silent);
+        }
+        assert_eq!(received.turn_of("c", silent), Turn::Later);
+        assert_eq!(received.turn_of("a", silent), Turn::Now);
+        received.arrived("a", "segment");
+        assert_eq!(turns(&received, silent), [Turn::Never; 3]);
+    }
+
+    #[test]
+    fn copies_that_have_all_groups_only_together_all_come() {
+        let (mut received, now) =
+            (received(Path::new("nowhere"), &[&["a", "b"], &["b", "c"], &["a", "c"]]), Instant::now());
+        for member in ["a", "b", "c"] {
+            received.heard_of(member, now);
+        }
+        assert_eq!(turns(&received, now), [Turn::Now, Turn::Now, Turn::Later]);
+        received.arrived("a", "segment");
+        assert_eq!(
+            turns(&received, now),
+            [Turn::Never, Turn::Now, Turn::Later],
+            "either of the two has the last group"
+        );
     }
 }

@@ -3,7 +3,7 @@
 //! | path | does |
 //! |---|---|
 //! | `PUT /v1/restore/{backup}/manifest?sha256=HEX` | begins: the body is the manifest. The same again is harmless |
-//! | `GET /v1/restore/{backup}/members/{member}/files` | which of that member's files are here, and whether any more of them are needed |
+//! | `GET /v1/restore/{backup}/members/{member}/files` | which of that member's files are here, whether any more of them are `needed`, and whether that is only `later`, if another copy does not come whole |
 //! | `PUT /v1/restore/{backup}/members/{member}/files/{name}` | the body is a file of that member's hold, in the length that counts. A repeat is harmless |
 //! | `GET /v1/restore` | how far it is |
 //! | `POST /v1/restore/{backup}/apply` | the body is that of a bootstrap: makes this member the founder. Answered at once; `GET` tells how it goes on. The process ends with code 75 when it is done, to be started again. Asked again after that, under the same cluster id: done |
@@ -11,7 +11,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -34,7 +34,7 @@ use crate::failure::{ExitKind, Failure};
 use crate::inbox::Inbox;
 use crate::journal_pause::NoStandstill;
 use crate::journal_thread::JournalBrake;
-use crate::received::{Incoming, Received, Refused};
+use crate::received::{Incoming, Received, Refused, Turn};
 use crate::restored_journal::{self, RestoreRecord};
 
 /// A manifest of ten thousands of queues on several members.
@@ -186,6 +186,13 @@ impl Restore {
         self.desk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Something of a member's copy came.
+    fn heard_of(&self, backup: &str, member: &str) {
+        if let Ok(received) = self.desk().of(backup) {
+            received.heard_of(member, Instant::now());
+        }
+    }
+
     /// What this member is, by an operator that was not overtaken.
     async fn health(&self, headers: &HeaderMap) -> Result<Box<Health>, Refusal> {
         match self.admin.ask(headers, AdminAction::Health).await? {
@@ -253,11 +260,16 @@ async fn begin(
 
 async fn files(State(restore): Shared, Path((backup, member)): Path<(String, String)>) -> Answer {
     let mut desk = restore.desk();
-    let (files, needed) = desk.of(&backup)?.files_of(&member).map_err(refused)?;
+    let received = desk.of(&backup)?;
+    let files = received.files_of(&member).map_err(refused)?;
+    let now = Instant::now();
+    let turn = received.turn_of(&member, now);
+    received.heard_of(&member, now);
     let file =
         |(file, present): &(holdfast_engine::backup::FileEntry, bool)| json!({ "name": file.name, "present": present });
     let files: Vec<Value> = files.iter().map(file).collect();
-    Ok(axum::Json(json!({ "needed": needed, "files": files })).into_response())
+    let (needed, later) = (turn != Turn::Never, turn == Turn::Later);
+    Ok(axum::Json(json!({ "needed": needed, "later": later, "files": files })).into_response())
 }
 
 async fn file(
@@ -285,14 +297,15 @@ async fn file(
         }
         received.expect(&member, &name).map_err(refused)?
     };
-    receive(incoming, body).await?;
+    let came = || restore.heard_of(&backup, &member);
+    receive(incoming, body, came).await?;
     // Who gave the restore up meanwhile has no use for the file; it went with its directory.
     restore.desk().of(&backup)?.arrived(&member, &name);
     done()
 }
 
 /// Stores what comes, a few pieces ahead of the disk at most.
-async fn receive(incoming: Incoming, mut body: Body) -> Result<(), Refusal> {
+async fn receive(incoming: Incoming, mut body: Body, came: impl Fn()) -> Result<(), Refusal> {
     let (pieces, mut arriving) = mpsc::channel::<Bytes>(PIECES_WAITING);
     let (whole, is_whole) = std::sync::mpsc::channel::<()>();
     let writing = tokio::task::spawn_blocking(move || {
@@ -316,6 +329,7 @@ async fn receive(incoming: Incoming, mut body: Body) -> Result<(), Refusal> {
             Ok(None) => break,
             Err(_) => break trouble = Some(gone(format!("nothing came for {} seconds", SILENT_FOR.as_secs()))),
         };
+        came();
         // Fails when the writer has found something wrong, which it says itself.
         if !piece.is_empty() && pieces.send(piece).await.is_err() {
             break;
