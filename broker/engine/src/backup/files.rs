@@ -142,7 +142,14 @@ pub fn describe<F: FileSystem>(
     part.entry.member = identity.membership.map_or(0, |own| own.member.0);
     let mut groups: BTreeMap<_, RecoveredGroup> = found.groups.into_iter().map(|group| (group.key, group)).collect();
     for place in places {
-        let Some(group) = groups.remove(&group_key(place.group, place.incarnation)) else { continue };
+        let key = group_key(place.group, place.incarnation);
+        let Some(group) = groups.remove(&key) else {
+            // Of a group that is not there nothing is said: most have no replica here. See `Manifest::of`.
+            let other = groups.keys().find(|other| other.group == key.group);
+            let why = other.map(|other| format!("its files have {other}, and not {key}"));
+            part.entry.incomplete.extend(why.map(|why| IncompleteGroup { group: place.group.0, why }));
+            continue;
+        };
         match state_at(group, &reader, place.index, &mut |_, _| {}) {
             Ok(state) => part.whole.push((PlaceEntry::from(place), state)),
             Err(why) => part.entry.incomplete.push(IncompleteGroup { group: place.group.0, why }),

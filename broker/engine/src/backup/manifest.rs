@@ -263,10 +263,14 @@ impl Manifest {
 
 fn too_few(parts: &[MemberPart], group: GroupId, held: usize, copies: usize) -> String {
     let reason = |part: &MemberPart| {
-        let why = part.entry.incomplete.iter().find(|one| one.group == group.0);
-        why.map(|one| format!("{}: {}", part.entry.name, one.why))
+        let MemberEntry { name, files, incomplete, .. } = &part.entry;
+        match incomplete.iter().find(|one| one.group == group.0) {
+            Some(one) => format!("{name}: {}", one.why),
+            None => format!("{name}: nothing of it is in its {} files", files.len()),
+        }
     };
-    let reasons: Vec<String> = parts.iter().filter_map(reason).collect();
+    let lack = |part: &&MemberPart| !part.whole.iter().any(|(place, _)| place.group == group.0);
+    let reasons: Vec<String> = parts.iter().filter(lack).map(reason).collect();
     let reasons = if reasons.is_empty() { String::new() } else { format!(" ({})", reasons.join("; ")) };
     format!("{held} members hold all of it, and {copies} should{reasons}")
 }

@@ -52,6 +52,8 @@ fn a_group_that_too_few_members_have_fails_it_with_what_is_wrong_on_each() {
     let (group, why) = made(2, vec![part("m0", &[1, 2], "s"), part("m1", &[1], "s")]).expect_err("one has group 2");
     assert_eq!(group, GroupId(2));
     assert!(why.contains("1 members hold all of it, and 2 should") && why.contains("m1: its log ends early"), "{why}");
+    let (_, why) = made(2, vec![part("m0", &[2], "s"), part("m1", &[2], "s")]).expect_err("nobody has group 1");
+    assert!(why.contains("m0: nothing of it is in its 1 files; m1: nothing of it"), "{why}");
     assert!(made(1, vec![part("m0", &[1, 2], "s")]).is_ok(), "the only replica is enough");
     assert!(made(1, Vec::new()).is_err(), "none is not");
 }
