@@ -343,7 +343,7 @@ impl<R: EntryReader> Member<R> {
                 let host = self.host.as_mut()?;
                 let payload = host.payload(group, at.index);
                 if let Err(PayloadError::Read(error)) = &payload {
-                    host.payload_lost(group, &error.to_string());
+                    host.payload_lost(group, at.index, &error.to_string());
                 }
                 payload.map_err(|error| error.to_string())
             };

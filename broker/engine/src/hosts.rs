@@ -260,8 +260,8 @@ impl<R: EntryReader> Hosts<R> {
     }
 
     /// See [`Host::payload_lost`].
-    pub fn payload_lost(&mut self, group: GroupId, why: &str) {
-        self.host_mut(group).payload_lost(group, why);
+    pub fn payload_lost(&mut self, group: GroupId, index: u64, why: &str) {
+        self.host_mut(group).payload_lost(group, index, why);
     }
 
     /// See [`Host::write_identity`].
@@ -366,7 +366,20 @@ impl<R: EntryReader> Member<R> {
                 Severity::Warning,
                 format!("member {from} has another incarnation ({}) of group {group}", theirs.counter),
             ),
+            HostOutput::Mending { group, why } => {
+                self.metrics.journal_damages += 1;
+                let text =
+                    format!("the replica of group {group} is damaged and asks its peers for what it lost: {why}");
+                self.event(Severity::Warning, text);
+            }
+            HostOutput::Mended { group, entries } => {
+                self.metrics.journal_mended += entries as u64;
+                self.metrics.replicas_mended += 1;
+                let text = format!("the replica of group {group} is mended, with {entries} entries from its peers");
+                self.event(Severity::Info, text);
+            }
             HostOutput::Quarantined { group, why } => {
+                self.metrics.replicas_quarantined += 1;
                 self.leaderships.no_longer(group);
                 self.copies.stop_leading(group);
                 self.event(Severity::Error, format!("the replica of group {group} is quarantined: {why}"));

@@ -23,6 +23,14 @@ pub struct Metrics {
     pub commands: u64,
     /// Failovers that replicas here won.
     pub failovers: u64,
+    /// Replicas of which records were found to be damaged while they ran.
+    pub journal_damages: u64,
+    /// Entries that the disk had lost and peers gave back.
+    pub journal_mended: u64,
+    /// Replicas that had lost something and have it again, from peers.
+    pub replicas_mended: u64,
+    /// Replicas that were put into quarantine: such a one is copied anew as a whole.
+    pub replicas_quarantined: u64,
     /// Client connections now.
     pub connections: u64,
     /// Open channels now.

@@ -186,7 +186,7 @@ impl Collector for Snapshot {
             let gauge = ConstGauge::new(value as i64);
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
         }
-        let counters: [(&str, &str, u64); 10] = [
+        let counters: [(&str, &str, u64); 14] = [
             ("rabbitmq_global_messages_received", "Messages published by clients", e.published),
             ("rabbitmq_global_messages_confirmed", "Publisher confirms sent", e.confirmed),
             ("rabbitmq_global_messages_unroutable_returned", "Unroutable messages returned", e.returned),
@@ -196,6 +196,22 @@ impl Collector for Snapshot {
             ("holdfast_commands_resent", "Commands sent again because no answer came", e.resent),
             ("holdfast_raft_proposals", "Raft entries proposed", e.proposals),
             ("holdfast_raft_commands", "Commands in proposed Raft entries", e.commands),
+            (
+                "holdfast_journal_damaged_replicas",
+                "Replicas of which records were found to be damaged while they ran",
+                e.journal_damages,
+            ),
+            ("holdfast_journal_mended", "Entries that the disk had lost and peers gave back", e.journal_mended),
+            (
+                "holdfast_replicas_mended",
+                "Replicas that had lost records and have them again, from peers",
+                e.replicas_mended,
+            ),
+            (
+                "holdfast_replicas_quarantined",
+                "Replicas that took no part any more and were to be copied anew as a whole",
+                e.replicas_quarantined,
+            ),
             ("holdfast_failovers", "Failovers that replicas here won", e.failovers),
         ];
         for (name, help, value) in counters {

@@ -18,6 +18,8 @@ pub enum Mutant {
     DeletedGroupKept,
     /// A report that an entry is durable is taken for the one that replaced it.
     LateReportAccepted,
+    /// A replica that found out that its disk lost messages goes on without them.
+    MendedWithHoles,
 }
 
 thread_local! {

@@ -164,6 +164,10 @@ pub enum HostOutput<E> {
     /// A peer speaks for a later incarnation, or for another one of equal counter: this replica is stale, or the two
     /// do not belong together (design §3.1).
     OtherIncarnation { group: GroupId, from: MemberId, theirs: Incarnation },
+    /// Records of the replica were found to be damaged while it ran: it stands still until its peers have given them back.
+    Mending { group: GroupId, why: String },
+    /// A replica that had lost something has it again, so many entries of it from others, and goes on as itself.
+    Mended { group: GroupId, entries: usize },
     /// The replica stopped taking part: its disk or its state cannot be trusted.
     Quarantined { group: GroupId, why: String },
 }

@@ -73,6 +73,8 @@ pub(crate) enum Body {
     /// Some of the entries that were asked for.
     Fetched {
         entries: Vec<FoundEntry>,
+        /// Of the others, those that the sender has given up: no message in them is alive.
+        gone: Vec<u64>,
     },
 }
 
@@ -234,7 +236,7 @@ impl Envelope {
             Body::Raft(message) => message.entries.iter().map(|entry| 24 + entry.data.len()).sum(),
             Body::SnapshotChunk(chunk) => chunk.piece.len(),
             Body::SnapshotOffer(offer) => offer.conf.len(),
-            Body::Fetched { entries } => entries.iter().map(|entry| 24 + entry.payload.len()).sum(),
+            Body::Fetched { entries, .. } => entries.iter().map(|entry| 24 + entry.payload.len()).sum(),
             _ => 0,
         }
     }
@@ -280,10 +282,11 @@ impl Body {
                 out.put_u8(KIND_FETCH);
                 put_indexes(out, indexes);
             }
-            Body::Fetched { entries } => {
+            Body::Fetched { entries, gone } => {
                 out.put_u8(KIND_FETCHED);
                 put_varint(out, entries.len() as u64);
                 entries.iter().for_each(|entry| entry.encode(out));
+                put_indexes(out, gone);
             }
             Body::SnapshotAnswer(answer) => {
                 out.put_u8(KIND_SNAPSHOT_ANSWER);
@@ -343,7 +346,8 @@ impl Body {
             KIND_FETCHED => {
                 let count = reader.varint()?;
                 // Each takes eight bytes at least, so a false count ends at the end of the input.
-                Body::Fetched { entries: (0..count).map(|_| FoundEntry::decode(reader)).collect::<Result<_, _>>()? }
+                let entries = (0..count).map(|_| FoundEntry::decode(reader)).collect::<Result<_, _>>()?;
+                Body::Fetched { entries, gone: read_indexes(reader)? }
             }
             _ => return Err(Malformed),
         })
@@ -521,6 +525,7 @@ mod tests {
                     FoundEntry { index: 7, term: Some(3), committed: false, payload: Bytes::from_static(b"lost") },
                     FoundEntry { index: 300, term: None, committed: true, payload: Bytes::new() },
                 ],
+                gone: vec![4, 500],
             }),
         ]
     }

@@ -98,6 +98,8 @@ pub(crate) struct Group<M: Machine, R: EntryReader> {
     /// A snapshot's log position is being written; until then raft-rs must not campaign (it would look for entries that
     /// are gone, and panic).
     pub installing: bool,
+    /// An entry is being applied: should that panic, the machine is neither before nor behind it.
+    pub applying: bool,
     /// Offer nothing as being here already: a payload that should have been was not.
     pub distrust_bodies: bool,
 }
@@ -172,6 +174,7 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
             incoming: None,
             install: None,
             installing: false,
+            applying: false,
             distrust_bodies: false,
         };
         group.note_membership();

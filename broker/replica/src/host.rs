@@ -10,7 +10,7 @@ use holdfast_queue::Machine;
 use holdfast_queue::ids::{BootId, GroupId, Incarnation, MemberId};
 use holdfast_queue::time::Instant;
 use slog::Discard;
-use tracing::{error, info, trace};
+use tracing::{info, trace};
 
 use crate::api::{GroupStatus, HostOutput, MembershipChange, PayloadError, ProposalId, ProposeError, TransferError};
 use crate::birth::Forming;
@@ -18,7 +18,7 @@ use crate::config::HostConfig;
 use crate::context::{Cache, Context};
 use crate::envelope::{Body, Envelope};
 use crate::group::Group;
-use crate::guard::guarded;
+use crate::healing::Healing;
 use crate::mending::Mending;
 use crate::parking::Parking;
 use crate::writes::{After, Writes};
@@ -30,6 +30,8 @@ pub(crate) enum Replica<M: Machine, R: EntryReader> {
     Running(Box<Group<M, R>>),
     /// Waits for parts of its log that the disk lost.
     Mending(Box<Mending>),
+    /// Found out while it ran that the disk lost something, and waits for it.
+    Healing(Box<Healing<M, R>>),
     /// Takes no part until it is repaired; its disk is left as it is.
     Quarantined {
         key: GroupKey,
@@ -45,6 +47,7 @@ impl<M: Machine, R: EntryReader> Replica<M, R> {
             Replica::Forming(forming) => forming.key(),
             Replica::Mending(mending) => mending.key(),
             Replica::Running(group) => group.key,
+            Replica::Healing(healing) => healing.group.key,
             Replica::Quarantined { key, .. } => *key,
         }
     }
@@ -141,6 +144,7 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
             Replica::Forming(_) => Some(Some(0)),
             Replica::Running(group) => Some(Some(group.me.generation)),
             Replica::Mending(mending) => Some(Some(mending.generation())),
+            Replica::Healing(healing) => Some(Some(healing.group.me.generation)),
             Replica::Quarantined { generation, .. } => Some(*generation),
         }
     }
@@ -151,6 +155,7 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
         match self.replicas.get(&group) {
             Some(Replica::Quarantined { .. }) => true,
             Some(Replica::Mending(mending)) => mending.overdue,
+            Some(Replica::Healing(healing)) => healing.overdue,
             _ => false,
         }
     }
@@ -172,7 +177,7 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
         match self.replicas.get(&group)? {
             Replica::Forming(forming) => Some(forming.machine()),
             Replica::Running(group) => Some(&group.machine),
-            Replica::Mending(_) | Replica::Quarantined { .. } => None,
+            Replica::Healing(_) | Replica::Mending(_) | Replica::Quarantined { .. } => None,
         }
     }
 
@@ -259,6 +264,10 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
             Replica::Mending(mending) => {
                 Some(GroupStatus::quarantined(mending.key(), Some(mending.generation()), &mending.why))
             }
+            Replica::Healing(healing) => {
+                let group = &healing.group;
+                Some(GroupStatus::quarantined(group.key, Some(group.me.generation), &healing.why))
+            }
             Replica::Quarantined { key, generation, why } => Some(GroupStatus::quarantined(*key, *generation, why)),
         }
     }
@@ -286,7 +295,9 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
         match self.replicas.get(&group) {
             None => Err(ProposeError::UnknownGroup),
             Some(Replica::Forming(_)) => Err(ProposeError::Busy),
-            Some(Replica::Mending(_) | Replica::Quarantined { .. }) => Err(ProposeError::Quarantined),
+            Some(Replica::Healing(_) | Replica::Mending(_) | Replica::Quarantined { .. }) => {
+                Err(ProposeError::Quarantined)
+            }
             Some(Replica::Running(_)) => self.guarded(group, call).unwrap_or(Err(ProposeError::Quarantined)),
         }
     }
@@ -354,7 +365,7 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
             Replica::Running(_) => {
                 self.guarded(id, |group, cx| group.handle(from, envelope, cx));
             }
-            Replica::Mending(_) | Replica::Quarantined { .. } => {}
+            Replica::Healing(_) | Replica::Mending(_) | Replica::Quarantined { .. } => {}
         }
     }
 
@@ -365,7 +376,8 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
             for record in &finished.records {
                 let id = GroupId(record.key.group);
                 let group = match self.replicas.get_mut(&id) {
-                    Some(Replica::Running(group)) if group.key == record.key => group,
+                    Some(Replica::Running(group)) if group.key == record.key => &mut **group,
+                    Some(Replica::Healing(healing)) if healing.group.key == record.key => &mut healing.group,
                     Some(Replica::Mending(mending)) if mending.key() == record.key => {
                         mending.placed(record);
                         continue;
@@ -393,6 +405,7 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
             Some(replica) if replica.key() != key => {}
             Some(Replica::Forming(_)) => self.begin_to_lead(id),
             Some(Replica::Mending(_)) => self.mended(id),
+            Some(Replica::Healing(_)) if matches!(after, After::Mended { .. }) => self.healed(id),
             Some(Replica::Running(_)) => {
                 self.guarded(id, |group, cx| {
                     if group.last_write == Some(batch) {
@@ -419,8 +432,10 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
     }
 
     fn evict(&mut self, id: GroupId, index: u64) {
-        if let Some(Replica::Running(group)) = self.replicas.get_mut(&id) {
-            group.log_mut().evict(index);
+        match self.replicas.get_mut(&id) {
+            Some(Replica::Running(group)) => group.log_mut().evict(index),
+            Some(Replica::Healing(healing)) => healing.group.log_mut().evict(index),
+            _ => {}
         }
     }
 
@@ -535,55 +550,5 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
 
     fn take_batch(&mut self) -> Option<Batch> {
         self.cx.writes.take_batch(self.cx.now)
-    }
-
-    /// Runs `call` on a running group. raft-rs panics where its state makes no sense: then this replica is quarantined,
-    /// and no other.
-    pub(crate) fn guarded<T>(
-        &mut self,
-        id: GroupId,
-        call: impl FnOnce(&mut Group<M, R>, &mut Context<M::Effect>) -> T,
-    ) -> Option<T> {
-        let Some(Replica::Running(group)) = self.replicas.get_mut(&id) else { return None };
-        let cx = &mut self.cx;
-        let outcome = guarded(|| {
-            let result = call(group, cx);
-            group.set_election_timeout(cx);
-            if group.raw.has_ready() {
-                cx.dirty.insert(id);
-            }
-            result
-        });
-        match outcome {
-            Ok(result) => Some(result),
-            Err(why) => {
-                self.quarantine(id, why);
-                None
-            }
-        }
-    }
-
-    /// Takes a replica out of service. Its peers hear it, so that none waits for it as a leader.
-    pub(crate) fn quarantine(&mut self, id: GroupId, why: String) {
-        let Some(replica) = self.replicas.get(&id) else { return };
-        let key = replica.key();
-        error!(group = %id, why, "quarantined");
-        let generation = self.generation(id).flatten();
-        if let Replica::Running(group) = replica {
-            for peer in group.peers() {
-                let header = group.header(peer, &self.cx);
-                self.cx.send(header, Body::Resigned);
-            }
-        }
-        self.replicas.insert(id, Replica::Quarantined { key, generation, why: why.clone() });
-        self.forget(id);
-        self.cx.outbox.push_back(HostOutput::Quarantined { group: id, why });
-    }
-
-    pub(crate) fn forget(&mut self, id: GroupId) {
-        self.cx.active.remove(&id);
-        self.mending.remove(&id);
-        self.cx.dirty.remove(&id);
-        self.cx.campaigns.retain(|(_, _, group)| *group != id);
     }
 }

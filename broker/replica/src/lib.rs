@@ -42,6 +42,7 @@ mod copies;
 mod envelope;
 mod group;
 mod guard;
+mod healing;
 mod host;
 mod leadership;
 mod log;

@@ -104,6 +104,8 @@ pub(crate) struct GroupLog<R> {
     snapshot_wanted: RefCell<BTreeSet<u64>>,
     /// The place of the snapshot that can be sent.
     snapshot: Option<Snapshot>,
+    /// What could not be read from disk.
+    unreadable: RefCell<BTreeSet<u64>>,
 }
 
 impl<R: EntryReader> GroupLog<R> {
@@ -121,6 +123,7 @@ impl<R: EntryReader> GroupLog<R> {
             bodies: Bodies::default(),
             snapshot_wanted: RefCell::default(),
             snapshot: None,
+            unreadable: RefCell::default(),
         }
     }
 
@@ -313,13 +316,55 @@ impl<R: EntryReader> GroupLog<R> {
 
     /// The payload, from memory or from disk; none if it is not here.
     pub fn payload(&self, index: u64) -> Option<std::result::Result<Bytes, ReadError>> {
+        if let Some(payload) = self.cached(index) {
+            return Some(Ok(payload));
+        }
+        let read = self.read_from_disk(index);
+        if let Some(Err(_)) = read {
+            self.unreadable.borrow_mut().insert(index);
+        }
+        read
+    }
+
+    /// The payload of an entry above the prefix, if it is in memory.
+    pub fn cached(&self, index: u64) -> Option<Bytes> {
         if index <= self.prefix.0 {
-            return self.bodies.get(&index).map(|body| self.reader.read(body.location));
+            return None;
         }
-        if let Some(Some(payload)) = self.payload_position(index).and_then(|at| self.payloads.get(at)) {
-            return Some(Ok(payload.clone()));
-        }
-        self.location_above(index).map(|location| self.reader.read(location))
+        self.payloads.get(self.payload_position(index)?)?.clone()
+    }
+
+    fn read_from_disk(&self, index: u64) -> Option<std::result::Result<Bytes, ReadError>> {
+        let location = match index <= self.prefix.0 {
+            true => self.bodies.get(&index).map(|body| body.location),
+            false => self.location_above(index),
+        };
+        location.map(|location| self.reader.read(location))
+    }
+
+    /// True if the payload should be on disk and cannot be read there.
+    pub fn is_lost(&self, index: u64) -> bool {
+        matches!(self.read_from_disk(index), Some(Err(_)))
+    }
+
+    /// What could not be read since the last call.
+    pub fn take_unreadable(&self) -> BTreeSet<u64> {
+        self.unreadable.take()
+    }
+
+    pub fn reader(&self) -> R
+    where
+        R: Clone,
+    {
+        self.reader.clone()
+    }
+
+    /// raft-rs begins anew on this log, from this state.
+    pub fn begin_again(&mut self, state: HardState, conf: ConfState) {
+        self.initial = RaftState::new(state, conf);
+        self.snapshot = None;
+        self.snapshot_wanted.take();
+        self.unreadable.take();
     }
 
     /// True if [`GroupLog::payload`] finds something for each of these (ascending).

@@ -23,31 +23,31 @@ use tracing::info;
 use crate::api::HostOutput;
 use crate::bytes_reader::{Malformed, Reader, put_bytes, put_varint};
 use crate::conf::StoredConf;
-use crate::context::Header;
+use crate::context::{Context, Header};
 use crate::envelope::{Body, Envelope};
 use crate::group::Group;
 use crate::host::{Host, Replica};
 use crate::writes::After;
 
 /// Peers are asked again after this.
-const ASK_EVERY: Duration = Duration::from_millis(250);
+pub(crate) const ASK_EVERY: Duration = Duration::from_millis(250);
 /// A replica that has not found everything by then asks to be replaced, and goes on looking meanwhile.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// Indexes in one question.
-const MOST_ASKED: usize = 256;
+pub(crate) const MOST_ASKED: usize = 256;
 /// A replica that lost more entries is copied as a whole.
-const MOST_MISSING: u64 = 10_000;
+pub(crate) const MOST_MISSING: u64 = 10_000;
 /// The log is written anew from the first entry that was lost, in one batch; one that is longer is copied as a whole.
-const MOST_REWRITTEN_BYTES: usize = 64 << 20;
+pub(crate) const MOST_REWRITTEN_BYTES: usize = 64 << 20;
 
 /// What is known of something that was lost.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Wanted {
+pub(crate) struct Wanted {
     /// Its term is one of these, if that is of interest: it is not for a payload at or below the checkpoint.
-    terms: RangeInclusive<u64>,
-    is_body: bool,
+    pub terms: RangeInclusive<u64>,
+    pub is_body: bool,
     /// It is known to be committed.
-    committed: bool,
+    pub committed: bool,
 }
 
 impl Wanted {
@@ -56,7 +56,7 @@ impl Wanted {
     }
 
     /// The entry's term, if a peer's entry of this index is provably the one that was lost.
-    fn term_of(&self, found: &FoundEntry) -> Option<u64> {
+    pub fn term_of(&self, found: &FoundEntry) -> Option<u64> {
         let both_committed = self.committed && found.committed;
         if self.is_body {
             return both_committed.then_some(0);
@@ -66,6 +66,62 @@ impl Wanted {
             (Some(theirs), None) => (both_committed && self.terms.contains(&theirs)).then_some(theirs),
             (None, ours) => ours.filter(|_| both_committed),
         }
+    }
+}
+
+/// What peers do not have any more.
+#[derive(Default)]
+pub(crate) struct Compacted {
+    /// Entries above what the replica had applied, and the peers that have compacted them.
+    entries: BTreeMap<u64, BTreeSet<ReplicaId>>,
+    /// Messages that were given up, and need not come back.
+    pub dead: BTreeSet<u64>,
+}
+
+impl Compacted {
+    /// Takes from a peer's answer what is provably what was lost, and notes what the peer cannot prove any more. A message
+    /// that it has given up is dead by the log up to a committed index, so it is not wanted any more. True if there is less
+    /// to be found now.
+    pub fn sort_out(
+        &mut self,
+        peer: ReplicaId,
+        answer: (Vec<FoundEntry>, &[u64]),
+        wanted: &mut BTreeMap<u64, Wanted>,
+        found: &mut BTreeMap<u64, (u64, Bytes)>,
+    ) -> bool {
+        let (entries, gone) = answer;
+        let before = wanted.len();
+        for entry in entries {
+            let Some(one) = wanted.get(&entry.index) else { continue };
+            if let Some(term) = one.term_of(&entry) {
+                wanted.remove(&entry.index);
+                found.insert(entry.index, (term, entry.payload));
+            } else if !one.is_body && entry.term.is_none() {
+                self.entries.entry(entry.index).or_default().insert(peer);
+            }
+        }
+        for index in gone {
+            match wanted.get(index) {
+                Some(one) if one.is_body => {
+                    wanted.remove(index);
+                    self.dead.insert(*index);
+                }
+                Some(_) => drop(self.entries.entry(*index).or_default().insert(peer)),
+                None => {}
+            }
+        }
+        wanted.len() < before
+    }
+
+    /// True if something that is wanted is gone at all of these: nobody will ever give it back.
+    pub fn is_hopeless(&self, wanted: &BTreeMap<u64, Wanted>, peers: impl IntoIterator<Item = ReplicaId>) -> bool {
+        let gone = self.entries.iter().filter(|(index, _)| wanted.contains_key(index));
+        let mut gone = gone.map(|(_, peers)| peers).peekable();
+        if gone.peek().is_none() {
+            return false;
+        }
+        let peers: BTreeSet<ReplicaId> = peers.into_iter().collect();
+        gone.any(|at| peers.is_subset(at))
     }
 }
 
@@ -92,6 +148,7 @@ pub(crate) struct Mending {
     /// It took too long: it asks to be replaced.
     pub overdue: bool,
     wanted: BTreeMap<u64, Wanted>,
+    compacted: Compacted,
     /// Term and payload of what was found.
     found: BTreeMap<u64, (u64, Bytes)>,
     /// Something between the prefix and the checkpoint is lost: the log begins at the checkpoint from now on.
@@ -140,6 +197,7 @@ impl Mending {
             ask_at: now,
             overdue: false,
             wanted,
+            compacted: Compacted::default(),
             found: BTreeMap::new(),
             folds: missing.range(recovered.compacted + 1..).next().is_some_and(|first| *first <= checkpoint),
             live,
@@ -171,14 +229,47 @@ impl Mending {
     }
 
     /// True if something of it was wanted.
-    fn take(&mut self, entries: Vec<FoundEntry>) -> bool {
-        let before = self.wanted.len();
-        for entry in entries {
-            let Some(term) = self.wanted.get(&entry.index).and_then(|wanted| wanted.term_of(&entry)) else { continue };
-            self.wanted.remove(&entry.index);
-            self.found.insert(entry.index, (term, entry.payload));
+    fn take(&mut self, peer: ReplicaId, entries: Vec<FoundEntry>, gone: &[u64]) -> bool {
+        self.compacted.sort_out(peer, (entries, gone), &mut self.wanted, &mut self.found)
+    }
+
+    /// What is here of these entries, as [`Group::found`] says it of a replica that runs: so that two that lost different
+    /// things mend each other.
+    fn found<R: EntryReader>(&self, indexes: &[u64], most_bytes: u64, reader: &R) -> (Vec<FoundEntry>, Vec<u64>) {
+        let mut answer = Answer::new(most_bytes);
+        let commit = self.recovered.hard_state.map_or(0, |state| state.commit).max(self.checkpoint());
+        for index in indexes.iter().copied().take(MOST_ASKED) {
+            let is_body = index <= self.recovered.compacted;
+            let entry = self.recovered.entries.binary_search_by_key(&index, |entry| entry.index);
+            let body = self.recovered.bodies.binary_search_by_key(&index, |(index, _)| *index);
+            let (term, payload) = match (self.found.get(&index), entry, body) {
+                (Some((term, payload)), _, _) => (*term, Ok(payload.clone())),
+                (None, Ok(at), _) => {
+                    let entry = &self.recovered.entries[at];
+                    (entry.term, reader.read(entry.location))
+                }
+                (None, _, Ok(at)) => (0, reader.read(self.recovered.bodies[at].1)),
+                (None, Err(_), Err(_)) => {
+                    if is_body && !self.wanted.contains_key(&index) {
+                        answer.gone.push(index);
+                    }
+                    continue;
+                }
+            };
+            let Ok(payload) = payload else { continue };
+            let found = FoundEntry { index, term: (term > 0).then_some(term), committed: index <= commit, payload };
+            if !answer.add(found) {
+                break;
+            }
         }
-        self.wanted.len() < before
+        (answer.entries, answer.gone)
+    }
+
+    fn has(&self, index: u64) -> bool {
+        let (entries, bodies) = (&self.recovered.entries, &self.recovered.bodies);
+        self.found.contains_key(&index)
+            || entries.binary_search_by_key(&index, |entry| entry.index).is_ok()
+            || bodies.binary_search_by_key(&index, |(index, _)| *index).is_ok()
     }
 
     /// What makes the log whole on disk. None if something more turned out to be unreadable, which is wanted then.
@@ -222,7 +313,11 @@ impl Mending {
             ops.push(Op::Body { key, index: *index, payload: payload.clone() });
         }
         if self.folds {
-            ops.push(Op::Compact { key, up_to: checkpoint, live: self.live.clone() });
+            let live = self.live.iter().copied().filter(|index| self.has(*index)).collect();
+            ops.push(Op::Compact { key, up_to: checkpoint, live });
+        }
+        if !self.compacted.dead.is_empty() {
+            ops.push(Op::Dead { key, indexes: self.compacted.dead.iter().copied().collect() });
         }
         ops.push(Op::Repaired { key });
         Ok(Some(ops))
@@ -312,6 +407,9 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
     /// Asks again what was not answered.
     pub(crate) fn tend_mending(&mut self) {
         let now = self.cx.now;
+        for id in self.mending.iter().copied().collect::<Vec<_>>() {
+            self.tend_healing(id);
+        }
         for id in &self.mending {
             let Some(Replica::Mending(mending)) = self.replicas.get_mut(id) else { continue };
             if now >= mending.ask_at && !mending.wanted.is_empty() {
@@ -335,14 +433,35 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
         let peer = ReplicaId { member: from, generation: generations.from };
         match (self.replicas.get_mut(&id), body) {
             (Some(Replica::Running(group)), Body::Fetch { indexes }) if generations.to == group.me.generation => {
-                let entries = group.found(&indexes, self.cx.config.max_append_bytes);
-                if !entries.is_empty() {
-                    let header = group.header(peer, &self.cx);
-                    self.cx.send(header, Body::Fetched { entries });
+                group.answer_fetch(peer, &indexes, &mut self.cx);
+            }
+            // What it still has it gives, so that two that lost different things mend each other.
+            (Some(Replica::Healing(healing)), Body::Fetch { indexes })
+                if generations.to == healing.group.me.generation =>
+            {
+                healing.group.answer_fetch(peer, &indexes, &mut self.cx);
+            }
+            (Some(Replica::Healing(healing)), Body::Fetched { entries, gone })
+                if generations.to == healing.group.me.generation =>
+            {
+                self.take_found(id, peer, entries, &gone);
+            }
+            (Some(Replica::Mending(mending)), Body::Fetch { indexes }) if generations.to == mending.generation() => {
+                let (entries, gone) = mending.found(&indexes, self.cx.config.max_append_bytes, &self.reader);
+                if !(entries.is_empty() && gone.is_empty()) {
+                    self.cx.send(mending.header(peer), Body::Fetched { entries, gone });
                 }
             }
-            (Some(Replica::Mending(mending)), Body::Fetched { entries }) if generations.to == mending.generation() => {
-                let news = mending.take(entries);
+            (Some(Replica::Mending(mending)), Body::Fetched { entries, gone })
+                if generations.to == mending.generation() =>
+            {
+                let news = mending.take(peer, entries, &gone);
+                let is_hopeless = mending.compacted.is_hopeless(&mending.wanted, mending.peers(self.cx.me));
+                if is_hopeless && !mending.overdue {
+                    mending.overdue = true;
+                    let why = format!("its peers have compacted what it lost: {}", mending.why);
+                    self.cx.outbox.push_back(HostOutput::Quarantined { group: id, why });
+                }
                 if mending.wanted.is_empty() && news {
                     self.write_repair(id);
                 } else if news {
@@ -377,26 +496,66 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
     pub(crate) fn mended(&mut self, id: GroupId) {
         let Some(Replica::Mending(mending)) = self.replicas.remove(&id) else { return };
         self.mending.remove(&id);
-        info!(group = %id, found = mending.found.len(), "mended: it takes part again");
+        let entries = mending.found.len();
+        info!(group = %id, entries, "mended: it takes part again");
+        self.cx.outbox.push_back(HostOutput::Mended { group: id, entries });
         self.start_recovered(mending.mended());
     }
 }
 
 impl<M: Machine, R: EntryReader> Group<M, R> {
-    /// What is here of these entries, up to about so many bytes.
-    fn found(&self, indexes: &[u64], most_bytes: u64) -> Vec<FoundEntry> {
-        let mut entries = Vec::new();
-        let mut bytes = 0;
+    fn answer_fetch(&self, to: ReplicaId, indexes: &[u64], cx: &mut Context<M::Effect>) {
+        let (entries, gone) = self.found(indexes, cx.config.max_append_bytes);
+        if !(entries.is_empty() && gone.is_empty()) {
+            cx.send(self.header(to, cx), Body::Fetched { entries, gone });
+        }
+    }
+
+    /// What is here of these entries, up to about so many bytes; and which of them were given up, because no message in
+    /// them is alive any more.
+    fn found(&self, indexes: &[u64], most_bytes: u64) -> (Vec<FoundEntry>, Vec<u64>) {
+        let mut answer = Answer::new(most_bytes);
+        // What Raft takes for committed may be on its way into this log still, where something else is until then.
+        let committed = self.applied.max(self.written_state.commit);
         for index in indexes.iter().copied().take(MOST_ASKED) {
-            let Some(Ok(payload)) = self.log().payload(index) else { continue };
+            let payload = match self.log().payload(index) {
+                Some(Ok(payload)) => payload,
+                None if index <= self.log().prefix().0 && !self.installing => {
+                    answer.gone.push(index);
+                    continue;
+                }
+                _ => continue,
+            };
             let term = (index > self.log().prefix().0).then(|| self.log().term(index).ok()).flatten();
-            bytes += payload.len() as u64;
-            if bytes > most_bytes && !entries.is_empty() {
+            if !answer.add(FoundEntry { index, term, committed: index <= committed, payload }) {
                 break;
             }
-            entries.push(FoundEntry { index, term, committed: index <= self.commit(), payload });
         }
-        entries
+        (answer.entries, answer.gone)
+    }
+}
+
+/// An answer to a question, while it is made.
+struct Answer {
+    entries: Vec<FoundEntry>,
+    gone: Vec<u64>,
+    bytes: u64,
+    most_bytes: u64,
+}
+
+impl Answer {
+    fn new(most_bytes: u64) -> Self {
+        Self { entries: Vec::new(), gone: Vec::new(), bytes: 0, most_bytes }
+    }
+
+    /// False if it has no room for that; there is room for one in any case.
+    fn add(&mut self, found: FoundEntry) -> bool {
+        self.bytes += found.payload.len() as u64;
+        let has_room = self.bytes <= self.most_bytes || self.entries.is_empty();
+        if has_room {
+            self.entries.push(found);
+        }
+        has_room
     }
 }
 

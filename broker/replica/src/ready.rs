@@ -179,10 +179,12 @@ impl<M: Machine, R: EntryReader> Group<M, R> {
         let Some(last) = committed.last().map(|entry| entry.index) else { return };
         for entry in committed.iter().filter(|entry| entry.index > self.applied).collect::<Vec<_>>() {
             debug_assert_eq!(entry.index, self.applied + 1);
+            self.applying = true;
             match entry.get_entry_type() {
                 EntryType::EntryNormal => self.apply_payload(entry, cx),
                 _ => self.apply_change(entry, cx),
             }
+            self.applying = false;
         }
         self.raw.advance_apply_to(last);
         self.announce(cx);

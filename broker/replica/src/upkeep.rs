@@ -1,6 +1,8 @@
 //! What the journal did for itself, as far as it concerns replicas: bodies that lie elsewhere now, logs that keep old
 //! segments, and payloads that the disk lost.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use holdfast_journal::{CheckpointStored, EntryReader, GroupKey, MovedBody, Upkeep};
 use holdfast_queue::Machine;
 use holdfast_queue::ids::GroupId;
@@ -25,19 +27,35 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
                     && mending.key() == moved.key
                 {
                     mending.body_moved(moved);
+                } else if let Some(Replica::Healing(healing)) = self.replicas.get_mut(&GroupId(moved.key.group))
+                    && healing.group.key == moved.key
+                {
+                    healing.group.body_moved(moved);
                 }
             }
         }
         for key in upkeep.pinning.iter().filter(|key| self.is_here(**key)).copied().collect::<Vec<_>>() {
             self.guarded(GroupId(key.group), |group, cx| group.compact_by_force(cx));
         }
+        for stored in &upkeep.checkpoints {
+            if let Some(Replica::Healing(healing)) = self.replicas.get_mut(&GroupId(stored.key.group))
+                && healing.group.key == stored.key
+            {
+                healing.checkpoint_stored(stored.id, stored.stored);
+            }
+        }
         for stored in upkeep.checkpoints.iter().filter(|one| self.is_here(one.key)).copied().collect::<Vec<_>>() {
             let CheckpointStored { key, id, stored } = stored;
             self.guarded(GroupId(key.group), |group, cx| group.checkpoint_stored(id, stored, cx));
         }
+        let mut damaged: BTreeMap<GroupKey, (BTreeSet<u64>, &str)> = BTreeMap::new();
         for damage in &upkeep.damaged {
-            if self.is_here(damage.key) {
-                self.payload_lost(GroupId(damage.key.group), &damage.why);
+            damaged.entry(damage.key).or_insert((BTreeSet::new(), &damage.why)).0.insert(damage.index);
+        }
+        for (key, (indexes, why)) in damaged {
+            let id = GroupId(key.group);
+            if self.key(id) == Some(key) {
+                self.heal(id, &indexes, why.to_owned(), false);
             }
         }
     }
@@ -57,10 +75,10 @@ impl<M: Machine, R: EntryReader> Host<M, R> {
         self.running(GroupId(key.group)).is_some_and(|group| group.key == key)
     }
 
-    /// A payload that this replica needs cannot be read: others take over what it led, and it takes no part until it is
-    /// repaired.
-    pub fn payload_lost(&mut self, group: GroupId, why: &str) {
-        self.quarantine(group, format!("a payload cannot be read: {why}"));
+    /// The payload at `index`, which this replica needs, cannot be read: others take over what it led, and it takes no part
+    /// until its peers have given the payload back.
+    pub fn payload_lost(&mut self, group: GroupId, index: u64, why: &str) {
+        self.heal(group, &BTreeSet::from([index]), why.to_owned(), false);
     }
 }
 

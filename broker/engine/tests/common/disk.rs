@@ -1,6 +1,6 @@
 //! A disk in memory: every batch is durable at once, and what was written can be recovered.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -17,6 +17,8 @@ pub struct MemoryDisk(Arc<Mutex<Contents>>);
 #[derive(Default)]
 struct Contents {
     payloads: Vec<Bytes>,
+    /// Places of those that cannot be read any more.
+    rotten: BTreeSet<u32>,
     identity: Option<Bytes>,
     groups: BTreeMap<GroupKey, RecoveredGroup>,
     /// Batches that wait while the disk stands still.
@@ -39,6 +41,23 @@ impl MemoryDisk {
     /// The disk goes on, with these.
     pub fn resume(&self) -> Vec<Batch> {
         self.0.lock().expect("no panic holds it").stalled.take().unwrap_or_default()
+    }
+
+    /// Nothing that was written so far with this in it can be read any more; what of it the disk counts on.
+    pub fn rot(&self, text: &str) -> Vec<(GroupKey, u64)> {
+        let mut contents = self.0.lock().expect("no panic holds it");
+        let contents = &mut *contents;
+        let holds_it = |payload: &Bytes| payload.windows(text.len()).any(|part| part == text.as_bytes());
+        let rotten = contents.payloads.iter().enumerate().filter(|(_, payload)| holds_it(payload));
+        let rotten: BTreeSet<u32> = rotten.map(|(at, _)| at as u32).collect();
+        let mut found = Vec::new();
+        for group in contents.groups.values() {
+            let entries = group.entries.iter().map(|entry| (entry.index, entry.location));
+            let all = group.bodies.iter().copied().chain(entries);
+            found.extend(all.filter(|(_, at)| rotten.contains(&at.offset)).map(|(index, _)| (group.key, index)));
+        }
+        contents.rotten.extend(rotten);
+        found
     }
 
     /// What the member hears of it.
@@ -89,6 +108,7 @@ impl Contents {
             }
             Op::Body { key, index, payload } => {
                 let location = self.store(payload);
+                self.group(key).bodies.retain(|(other, _)| *other != index);
                 keep_body(self.group(key), index, location);
                 written.records.push(WrittenRecord { key, index, term: 0, body: true, location });
             }
@@ -143,6 +163,9 @@ fn leave_bodies(group: &mut RecoveredGroup, up_to: u64) {
 impl EntryReader for MemoryDisk {
     fn read(&self, location: Location) -> Result<Bytes, ReadError> {
         let contents = self.0.lock().expect("no panic holds it");
+        if contents.rotten.contains(&location.offset) {
+            return Err(ReadError::Damaged { location });
+        }
         contents.payloads.get(location.offset as usize).cloned().ok_or(ReadError::Gone { location })
     }
 }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use holdfast_engine::identity::{IdentityError, MemberUuid};
 use holdfast_engine::{Budgets, Input, Member, MemberConfig, Start};
-use holdfast_journal::{Batch, Op, Recovered};
+use holdfast_journal::{Batch, Damage, Op, Recovered};
 use holdfast_queue::ids::BootId;
 use holdfast_queue::time::Instant;
 use holdfast_replica::HostConfig;
@@ -145,6 +145,12 @@ impl Cluster {
     /// Writes that to the disk of a killed member.
     pub fn store_identity(&self, at: usize, identity: Bytes) {
         let _ = self.disks[at].write(Batch { ops: vec![Op::Identity(identity)], ..Batch::default() });
+    }
+
+    /// Messages with this text rot on a member's disk: which entries they are.
+    pub fn rot(&mut self, at: usize, text: &str) -> Vec<Damage> {
+        let damage = |(key, index)| Damage { key, index, why: "a rotten sector".to_owned() };
+        self.disks[at].rot(text).into_iter().map(damage).collect()
     }
 
     /// Writes of this member's disk take until [`Cluster::resume_disk`].

@@ -249,7 +249,8 @@ impl Disk {
     /// The payload of a log entry of the only group cannot be read any more.
     pub fn damage(&self, index: u64) {
         let group = self.groups.values().next().unwrap();
-        self.reader.give_up(group.log[&index].1);
+        let location = group.bodies.get(&index).or(group.log.get(&index).map(|(_, location)| location));
+        self.reader.give_up(*location.expect("it is there"));
     }
 
     pub fn hard_state(&self) -> Option<HardState> {

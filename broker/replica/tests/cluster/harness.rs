@@ -57,6 +57,8 @@ pub struct Member {
     /// When the batch at the head of the queue is done.
     disk_due: Option<Instant>,
     pub quarantined: Vec<String>,
+    /// How often its replica was mended.
+    pub mended: usize,
     pub other_incarnations: Vec<u32>,
     pub snapshots_installed: u64,
     /// Terms in which it was announced as leading.
@@ -152,6 +154,7 @@ impl Cluster {
             inbox: VecDeque::new(),
             disk_due: None,
             quarantined: Vec::new(),
+            mended: 0,
             other_incarnations: Vec::new(),
             snapshots_installed: 0,
             led: Vec::new(),
@@ -364,6 +367,8 @@ impl Cluster {
                     self.check_new_leader(id, group, term);
                 }
             }
+            HostOutput::Mending { .. } => {}
+            HostOutput::Mended { .. } => self.member(id).mended += 1,
             HostOutput::Quarantined { why, .. } => self.member(id).quarantined.push(why),
             HostOutput::OtherIncarnation { theirs, .. } => self.member(id).other_incarnations.push(theirs.counter),
             HostOutput::SnapshotInstalled { .. } => self.member(id).snapshots_installed += 1,

@@ -5,6 +5,7 @@ mod disk;
 mod durability;
 mod elections;
 mod harness;
+mod healing;
 mod ledger;
 mod membership;
 mod probes;

@@ -237,7 +237,10 @@ impl Replicas {
                 self.outcome.snapshots += 1;
                 self.trace.note(self.now_us, format!("m{member} installed a snapshot of group {group} at {index}"));
             }
-            HostOutput::MembershipChanged { .. } => {}
+            HostOutput::MembershipChanged { .. } | HostOutput::Mended { .. } => {}
+            HostOutput::Mending { group, why } => {
+                return Err(format!("m{member} found group {group} damaged on a sound disk: {why}"));
+            }
             HostOutput::OtherIncarnation { group, .. } => {
                 return Err(format!("m{member}: another incarnation of {group}"));
             }
