@@ -56,7 +56,7 @@ test-csi: build ## the test storage's driver against csi-sanity (as root)
 	tests/csi/sanity $(BIN)/holdfast-csi
 
 .PHONY: sim
-sim: ## the simulator: SEEDS=n seeds, or one with SEED=x; PROFILE=small, mixed, replicas, membership or policies, or FAULT=n of the fault list
+sim: ## the simulator: SEEDS=n seeds, or one with SEED=x; PROFILE=small, mixed, rot, replicas, membership or policies, or FAULT=n of the fault list
 	$(RELEASE) -p holdfast-sim
 	$(BIN)/holdfast-sim --seeds $(SEEDS) $(if $(SEED),--seed $(SEED)) $(if $(PROFILE),--profile $(PROFILE)) $(if $(FAULT),--fault $(FAULT))
 

@@ -57,6 +57,20 @@ impl Outcome {
         gaps.get((gaps.len() * percent / 100).min(gaps.len().saturating_sub(1))).copied().unwrap_or(0)
     }
 
+    /// Of the replicas that were damaged at least this share got back what they had lost, in hundredths.
+    const LEAST_MENDED_PERCENT: u64 = 80;
+
+    /// True if most replicas that were damaged were mended, and not copied anew as a whole.
+    #[must_use]
+    pub fn is_mended_in_place(&self) -> bool {
+        let (mended, copied) = (self.sum(|one| one.healed.mended), self.sum(|one| one.healed.copied_anew));
+        let is_good = mended * 100 >= (mended + copied) * Self::LEAST_MENDED_PERCENT && mended > 0;
+        if !is_good {
+            println!("sim: {mended} replicas were mended in place and {copied} copied anew");
+        }
+        is_good
+    }
+
     fn seeds_per_minute(&self) -> u64 {
         (self.passed.len() as f64 * 60.0 / self.seconds.max(0.001)) as u64
     }
@@ -101,7 +115,7 @@ impl Campaign {
         outcome
     }
 
-    /// Plays one profile; true when all seeds passed, or the planted bug was found.
+    /// Plays one profile; where disks rot, most of it must be mended in place. True when all seeds passed, or the planted bug was found.
     #[must_use]
     pub fn go(&self, run: &Run) -> bool {
         let outcome = self.play(|seed| Run { seed, ..run.clone() }.play(None), true);
@@ -110,7 +124,7 @@ impl Campaign {
             if let Some(mutation) = run.mutation {
                 println!("sim: {} was NOT found", mutation.name());
             }
-            return run.mutation.is_none();
+            return run.mutation.is_none() && (run.profile != Profile::Rot || outcome.is_mended_in_place());
         };
         if let Some(mutation) = run.mutation {
             println!("sim: {} was found by seed {}: {}", mutation.name(), failure.seed, failure.what);
@@ -190,6 +204,9 @@ fn report(outcome: &Outcome, name: &str) {
         ("confirmed", outcome.sum(|summary| summary.confirmed)),
         ("consumed", outcome.sum(|summary| summary.consumed)),
         ("unknown", outcome.sum(|summary| summary.unknown)),
+        ("found_damaged", outcome.sum(|summary| summary.healed.found)),
+        ("mended", outcome.sum(|summary| summary.healed.mended)),
+        ("copied_anew", outcome.sum(|summary| summary.healed.copied_anew)),
     ];
     let words: Vec<String> =
         figures.iter().map(|(name, value)| format!("{value} {}", name.replace('_', " "))).collect();

@@ -2,6 +2,7 @@
 //! lost or torn, sector by sector and in any order.
 
 mod holds;
+mod rot;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;

@@ -7,7 +7,7 @@ use crate::nemesis::{Strike, Timed, TransferHit, Who};
 use crate::network::{Slowness, UNTIL_HEALED};
 use crate::plan::{Plan, PlannedClient, Promises, SECOND_US, SERVES_WITHIN_US, consumer};
 use crate::rng::Rng;
-use crate::world::MEMBERS;
+use crate::world::{MEMBERS, RotIn};
 
 /// One fault of the list.
 #[derive(Clone, Copy, Debug)]
@@ -258,11 +258,22 @@ fn any_strike(rng: &mut Rng, clients: usize, has_policies: bool) -> Vec<Strike> 
         84..87 => Strike::FailSync { who },
         87..90 => Strike::Stall { who, each_us: rng.range(50_000, 2_000_000), for_us: rng.range(200_000, 4_000_000) },
         90..94 => Strike::Clock { member: fallback, offset_ms: rng.range(0, 7_200_000) as i64 - 3_600_000 },
+        96..98 => rot_while_running(rng, who),
         // Policies that change while queues serve and members die.
-        94..97 if has_policies => Strike::Policy { member: fallback, choice: rng.draw() },
+        94..96 if has_policies => Strike::Policy { member: fallback, choice: rng.draw() },
         _ => Strike::CutClient { client: rng.index(clients) },
     };
     vec![strike]
+}
+
+/// Records rot on the disk of a member that runs, and a scrub, a delivery or a start comes across it.
+pub fn rot_while_running(rng: &mut Rng, who: Who) -> Strike {
+    let place = match rng.range(0, 100) {
+        0..50 => RotIn::Sealed,
+        50..90 => RotIn::Open,
+        _ => RotIn::Checkpoint,
+    };
+    Strike::Rot { who, place, records: rng.range(1, 8), scrub_us: rng.range(50_000, 2 * SECOND_US) }
 }
 
 /// Times of a strike that comes again every `every_us`, give or take half of it.
@@ -437,6 +448,13 @@ fn damage_one(rng: &mut Rng, draft: &mut Draft, kinds: &[Damage]) {
 }
 
 fn rot(rng: &mut Rng, draft: &mut Draft) {
+    if rng.chance(40) {
+        let who = Who::Member(rng.index(MEMBERS));
+        for at in times(rng, draft, 4 * SECOND_US) {
+            draft.at(at, rot_while_running(rng, who));
+        }
+        return;
+    }
     damage_one(rng, draft, &[Damage::SegmentBit, Damage::CheckpointBit, Damage::IdentityBit, Damage::IdentityBits]);
 }
 

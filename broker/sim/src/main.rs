@@ -21,6 +21,8 @@ enum Named {
     Replicas,
     /// Whole members that come, go, lose their disks and find them damaged.
     Membership,
+    /// The disk of one member rots while it runs: most of that is to be mended in place.
+    Rot,
     /// Barriers under load and faults; what is copied of each is judged by the ledger.
     Backups,
     /// Whole members whose replication policies change while they die and are cut off.
@@ -88,6 +90,7 @@ impl Arguments {
         let profile = match (self.fault, self.profile) {
             (Some(number), _) => Profile::Fault(number),
             (None, Named::Small) => Profile::Small,
+            (None, Named::Rot) => Profile::Rot,
             (None, _) => Profile::Mixed,
         };
         let cut = Cut {

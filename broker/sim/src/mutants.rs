@@ -60,6 +60,9 @@ pub enum Mutation {
     /// Votes and append replies leave before what they speak of is durable.
     #[cfg(feature = "mutants")]
     RepliesBeforePersisted,
+    /// A replica that found out while it ran that its disk lost messages goes on without them.
+    #[cfg(feature = "mutants")]
+    MendedWithHoles,
 }
 
 impl Mutation {
@@ -92,6 +95,8 @@ impl Mutation {
         Self::UnackedDropped,
         #[cfg(feature = "mutants")]
         Self::RepliesBeforePersisted,
+        #[cfg(feature = "mutants")]
+        Self::MendedWithHoles,
     ];
 
     /// True for one that shows in replicas and journals alone, where leaders change and disks stall most often: what a
@@ -114,6 +119,8 @@ impl Mutation {
             Self::SnapshotCountedEarly => Profile::Fault(27),
             #[cfg(feature = "mutants")]
             Self::ResendNotDeduplicated => Profile::Mixed,
+            #[cfg(feature = "mutants")]
+            Self::MendedWithHoles => Profile::Rot,
             _ => Profile::Small,
         }
     }
@@ -137,6 +144,7 @@ pub fn plant(mutation: Option<Mutation>) {
             Some(Mutation::RepliesBeforePersisted) => Some(Mutant::RepliesBeforePersisted),
             Some(Mutation::DeletedGroupKept) => Some(Mutant::DeletedGroupKept),
             Some(Mutation::LateReportAccepted) => Some(Mutant::LateReportAccepted),
+            Some(Mutation::MendedWithHoles) => Some(Mutant::MendedWithHoles),
             _ => None,
         });
     }

@@ -8,7 +8,7 @@ use holdfast_queue::meta::{ApplyTo, NewPolicy, PolicyKind};
 use crate::disk::Damage;
 use crate::network::{Slowness, UNTIL_HEALED};
 use crate::rng::Rng;
-use crate::world::{Event, MEMBERS, World};
+use crate::world::{Event, MEMBERS, RotIn, World};
 
 /// Whom a strike hits; roles are looked up when it strikes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +69,8 @@ pub enum Strike {
     Clock { member: usize, offset_ms: i64 },
     /// The machine loses its power, its disk is damaged, and it starts again.
     Damage { who: Who, damage: Damage, down_us: u64 },
+    /// Records rot on the disk of a member that runs; it scrubs after so long.
+    Rot { who: Who, place: RotIn, records: u64, scrub_us: u64 },
     /// The machine comes back with an empty disk.
     Wipe { who: Who, down_us: u64 },
     /// A client loses its connection.
@@ -203,6 +205,7 @@ fn strike_disk(world: &mut World, strike: &Strike) {
     match strike {
         Strike::FailSync { who } => world.fail_disk(who.find(world)),
         Strike::FailReads { who, count } => world.fail_reads(who.find(world), *count),
+        Strike::Rot { who, place, records, scrub_us } => world.rot(who.find(world), *place, *records, *scrub_us),
         Strike::Full { who, for_us } => world.fill_disk(who.find(world), *for_us),
         Strike::Stall { who, each_us, for_us } => {
             let (member, until) = (who.find(world), until(world, *for_us));

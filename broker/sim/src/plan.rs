@@ -3,8 +3,9 @@
 
 use crate::client::Role;
 use crate::faults;
-use crate::nemesis::Timed;
+use crate::nemesis::{Strike, Timed, Who};
 use crate::rng::Rng;
+use crate::world::MEMBERS;
 
 /// Virtual microseconds in a second.
 pub const SECOND_US: u64 = 1_000_000;
@@ -16,6 +17,8 @@ pub enum Profile {
     Small,
     /// Everything together, for a virtual minute each at least.
     Mixed,
+    /// The disk of one member rots while it runs, again and again, and other faults come between.
+    Rot,
     /// One fault of the fault list, by its number.
     Fault(u8),
 }
@@ -112,6 +115,7 @@ impl Profile {
         let mut plan = match self {
             Self::Small => small(&mut rng),
             Self::Mixed => mixed(&mut rng),
+            Self::Rot => rot(&mut rng),
             Self::Fault(number) => faults::plan(number, &mut rng),
         };
         if plan.min_in_sync > 1 {
@@ -127,12 +131,19 @@ impl Profile {
         match self {
             Self::Small => "--profile small".to_owned(),
             Self::Mixed => "--profile mixed".to_owned(),
+            Self::Rot => "--profile rot".to_owned(),
             Self::Fault(number) => format!("--fault {number}"),
         }
     }
 }
 
 impl Plan {
+    /// True if a disk rots while its process runs.
+    #[must_use]
+    pub fn has_rot(&self) -> bool {
+        self.strikes.iter().any(|timed| matches!(timed.strike, Strike::Rot { .. }))
+    }
+
     /// Takes away what is not kept.
     pub fn cut(&mut self, cut: &Cut) {
         if let Some(kept) = &cut.strikes {
@@ -221,5 +232,35 @@ fn mixed(rng: &mut Rng) -> Plan {
             serves_within_us: if has_policies { MOVES_WITHIN_US } else { SERVES_WITHIN_US },
             ..Promises::default()
         },
+    }
+}
+
+/// One disk rots all the time, under few other faults: most of it is to be mended in place.
+fn rot(rng: &mut Rng) -> Plan {
+    let faults_us = 20 * SECOND_US;
+    let mut clients = vec![producer("orders", rng.range(10, 40)), producer("orders", rng.range(10, 40))];
+    // A queue that is long has most to lose below its log.
+    clients.push(consumer("orders", [1, 1, 20][rng.index(3)]));
+    clients.push(producer("events", rng.range(5, 20)));
+    clients.push(consumer("events", rng.range(1, 50) as u16));
+    let who = Who::Member(rng.index(MEMBERS));
+    let mut strikes = faults::mixed_strikes(rng, clients.len(), faults_us, 8 * SECOND_US, false);
+    strikes.retain(|timed| !matches!(timed.strike, Strike::Rot { .. }));
+    let mut at_us = rng.range(SECOND_US, 3 * SECOND_US);
+    while at_us < faults_us {
+        strikes.push(Timed { at_us, strike: faults::rot_while_running(rng, who) });
+        at_us += rng.range(SECOND_US, 4 * SECOND_US);
+    }
+    strikes.sort_by_key(|timed| timed.at_us);
+    Plan {
+        has_small_limits: rng.chance(60),
+        min_in_sync: [0, 0, 2][rng.index(3)],
+        segment_bytes: 64 << 10,
+        clients,
+        strikes,
+        faults_us,
+        quiet_us: SECOND_US,
+        least_us: 0,
+        promises: Promises::default(),
     }
 }

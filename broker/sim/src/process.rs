@@ -18,6 +18,9 @@ use crate::disk::SimDisk;
 use crate::mutants::Mutation;
 use crate::rng::Rng;
 
+/// What a scrub may read between two writes: a segment, since all are smaller.
+const SCRUB_STEP_BYTES: u64 = 1 << 20;
+
 /// Every other process has budgets so small that publishers wait and deliveries are left in the journal all the time.
 fn budgets_for(seed: u64) -> Budgets {
     if seed.is_multiple_of(2) {
@@ -289,6 +292,9 @@ impl Running {
     pub fn keep_up(&mut self) -> Result<Option<Upkeep>, String> {
         if let Some(chore) = self.chore.take() {
             self.journal.chore_done(chore.run()).map_err(|error| error.to_string())?;
+        }
+        if self.journal.is_scrubbing() {
+            self.journal.grant(SCRUB_STEP_BYTES);
         }
         self.chore = self.journal.next_chore();
         self.journal.upkeep().map_err(|error| error.to_string())

@@ -6,7 +6,7 @@ use crate::mutants::Mutation;
 use crate::nemesis;
 use crate::plan::{Cut, Plan, Profile, SECOND_US};
 use crate::rng::Rng;
-use crate::world::{MEMBERS, World};
+use crate::world::{Healed, MEMBERS, World};
 
 /// A cluster is founded, and after the faults everything has come right, within this.
 const SETTLES_WITHIN_US: u64 = 60 * SECOND_US;
@@ -33,6 +33,8 @@ pub struct Summary {
     pub virtual_us: u64,
     /// For each strike and client that it left alone, how long the next confirm of what was published after it took.
     pub service_gaps_us: Vec<u64>,
+    /// How replicas with damage fared.
+    pub healed: Healed,
 }
 
 /// A seed that broke something.
@@ -222,13 +224,21 @@ fn recover(world: &mut World, plan: &Plan) -> Result<(), String> {
     Ok(())
 }
 
+/// A disk that rots is looked at as a whole this often once the faults have stopped.
+const LOOKS_AGAIN_US: u64 = SECOND_US;
+
 /// Everything must come right by itself.
 fn settle(world: &mut World) -> Result<(), String> {
     for client in &mut world.clients {
         client.drain();
     }
     let end = world.now_us + SETTLES_WITHIN_US;
+    let mut next_look = world.now_us;
     while !is_settled(world) {
+        if world.now_us >= next_look {
+            world.look_at_everything()?;
+            next_look += LOOKS_AGAIN_US;
+        }
         if !world.step(end)? {
             return Err(format!(
                 "not settled {} s after the faults stopped: {}",
@@ -245,6 +255,7 @@ fn is_settled(world: &World) -> bool {
         && world.ledgers.values().all(crate::ledger::Ledger::all_confirmed_were_delivered)
         && all_ready(world)
         && converged(&world.processes)
+        && world.is_whole_again()
 }
 
 fn what_is_missing(world: &World) -> String {
@@ -260,7 +271,7 @@ fn what_is_missing(world: &World) -> String {
     format!(
         "members not ready {unready:?}, clients not done {busy:?}, confirmed and not delivered {}{apart}",
         lost.join(", ")
-    )
+    ) + if world.is_whole_again() { "" } else { ", a replica with damage is neither mended nor replaced" }
 }
 
 fn judge(world: &World, plan: &Plan) -> Result<Summary, String> {
@@ -270,6 +281,7 @@ fn judge(world: &World, plan: &Plan) -> Result<Summary, String> {
         steps: world.steps,
         virtual_us: world.now_us,
         service_gaps_us: world.service_gaps_us.clone(),
+        healed: world.healed()?,
         ..Summary::default()
     };
     for (queue, ledger) in &world.ledgers {

@@ -5,12 +5,14 @@ mod clients;
 mod disks;
 mod holds;
 mod links;
+mod operator;
+mod rot;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use bytes::Bytes;
-use holdfast_engine::admin::{AdminAction, AdminRequest, ExpectedMember, UserCredentials};
+use holdfast_engine::admin::{AdminAction, AdminRequest};
 use holdfast_engine::{AdminRequestId, Input, Output};
 use holdfast_queue::ids::BootId;
 use holdfast_queue::time::Instant;
@@ -24,6 +26,8 @@ use crate::network::{Conditions, Link};
 use crate::plan::Plan;
 use crate::process::{Process, small_limits};
 use crate::rng::Rng;
+
+pub use rot::{Healed, RotIn};
 
 /// Members of the simulated cluster.
 pub const MEMBERS: usize = 3;
@@ -67,6 +71,8 @@ pub enum Event {
     HoldRead { member: usize, life: u64, described: Box<holds::Described> },
     /// A process that took too much memory takes less.
     MemoryFreed { member: usize },
+    /// A member reads its sealed segments again; so many times more after this one.
+    Scrub { member: usize, life: u64, again: u8 },
 }
 
 /// A client's connection: which member holds it.
@@ -123,6 +129,7 @@ pub struct World {
     troubled: BTreeSet<usize>,
     /// The member whose disk was damaged. No second one ever is: two of three sound disks are what replication needs.
     pub damaged: Option<usize>,
+    rot: rot::Rot,
     /// Cuts off the next Raft snapshot that got so far.
     transfer_cut: Option<disks::TransferCut>,
     /// No policy moves replicas in this run.
@@ -184,6 +191,7 @@ impl World {
             disk_rng: rng.split(3),
             troubled: BTreeSet::new(),
             damaged: None,
+            rot: rot::Rot::new(plan.has_rot()),
             transfer_cut: None,
             replicas_stay: plan.promises.replicas_stay,
             touched: vec![false; MEMBERS],
@@ -250,7 +258,9 @@ impl World {
         if self.running() * 2 > MEMBERS {
             self.majority_lost_us = None;
         }
-        if self.damaged != Some(member) && self.replicas_stay {
+        if self.rot.member == Some(member) {
+            self.invariants.forget(member);
+        } else if self.damaged != Some(member) && self.replicas_stay {
             self.invariants.started(member, &self.processes[member])?;
         }
         self.drain(member)
@@ -271,6 +281,7 @@ impl World {
     pub fn crash(&mut self, member: usize, power_loss: bool) {
         self.invariants.about_to_end(member, &self.processes);
         let Some(running) = self.processes[member].running.take() else { return };
+        self.rot.healed.add(&running.member.metrics());
         if !self.processes[member].disk.is_limited() {
             self.troubled.remove(&member);
         }
@@ -343,73 +354,6 @@ impl World {
         self.give(member, Input::Shutdown)
     }
 
-    /// Asks one member to found the cluster; the answer shows in [`World::founded`].
-    ///
-    /// # Errors
-    /// When carrying out what the member wants fails.
-    pub fn bootstrap(&mut self, member: usize) -> Result<(), String> {
-        let members = (0..MEMBERS).map(|member| self.expected(member)).collect();
-        let user = UserCredentials { name: "guest".into(), password_hash: "guest".into() };
-        let is_broken = self.mutation == Some(Mutation::CopiesNotAwaited);
-        let default_min_in_sync_replicas = if is_broken { 0 } else { self.min_in_sync };
-        let action = AdminAction::Bootstrap {
-            cluster_id: "simulated".into(),
-            members,
-            user,
-            default_replication_factor: 3,
-            default_min_in_sync_replicas,
-        };
-        let body = AdminRequest { token: None, action };
-        self.give(member, Input::Admin { request: AdminRequestId(self.now_us), body })
-    }
-
-    /// A machine as a list of expected members names it.
-    #[must_use]
-    pub fn expected(&self, member: usize) -> ExpectedMember {
-        let process = &self.processes[member];
-        let (name, address, zone) = (process.name.clone(), process.address.clone(), process.zone.clone());
-        ExpectedMember { name, address, zone }
-    }
-
-    /// Switches on another machine, blank, that nobody expects yet; gives its number.
-    ///
-    /// # Errors
-    /// When its process cannot start.
-    pub fn add_machine(&mut self) -> Result<usize, String> {
-        let index = self.processes.len();
-        let limits = self.processes[0].limits.clone();
-        self.processes.push(Process { limits, ..Process::new(index) });
-        self.wall_offset_ms.push(0);
-        self.touched.push(false);
-        self.start(index)?;
-        Ok(index)
-    }
-
-    /// Asks a member's admin API; the answer shows in [`World::answer`] under the number given back.
-    ///
-    /// # Errors
-    /// When carrying out what the member wants fails.
-    pub fn ask(&mut self, member: usize, action: AdminAction) -> Result<u64, String> {
-        self.trace.note(self.now_us, format!("m{member} is asked: {action:?}"));
-        self.next_connection += 1;
-        let number = 1 << 62 | self.next_connection;
-        let body = AdminRequest { token: None, action };
-        self.give(member, Input::Admin { request: AdminRequestId(number), body })?;
-        Ok(number)
-    }
-
-    /// What an admin request came to, once it was answered.
-    #[must_use]
-    pub fn answer(&self, request: u64) -> Option<&Result<(), String>> {
-        self.admin_answers.get(&request)
-    }
-
-    /// The answer to the last bootstrap request.
-    #[must_use]
-    pub fn founded(&self) -> bool {
-        self.admin_answers.values().any(Result::is_ok)
-    }
-
     /// Handles the next event; false when there is none before `until_us`.
     ///
     /// # Errors
@@ -462,6 +406,10 @@ impl World {
             }
             Event::HoldRead { member, life, described } => self.hold_read(member, life, &described),
             Event::MemoryFreed { member } => self.see_memory(member, 0),
+            Event::Scrub { member, life, again } => {
+                self.scrub(member, life, again);
+                Ok(())
+            }
         }
     }
 

@@ -19,6 +19,19 @@ fn a_cluster_keeps_its_promises_under_any_faults() {
 }
 
 #[test]
+fn what_rots_on_a_running_members_disk_is_mended_in_place_for_the_most_part() {
+    let mut mended = 0;
+    let mut copied_anew = 0;
+    for seed in 1..=3 {
+        let summary = Run::new(Profile::Rot, seed).play(None);
+        let summary = summary.unwrap_or_else(|failure| panic!("{}\n{}", failure.what, failure.trace.join("\n")));
+        mended += summary.healed.mended;
+        copied_anew += summary.healed.copied_anew;
+    }
+    assert!(mended > 2 * copied_anew, "{mended} replicas were mended and {copied_anew} copied anew");
+}
+
+#[test]
 fn one_seed_is_one_run() {
     let runs = [5, 5].map(|seed| format!("{:?}", Run::new(Profile::Small, seed).play(None).expect("a clean seed")));
     assert_eq!(runs[0], runs[1]);

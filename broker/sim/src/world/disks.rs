@@ -40,6 +40,7 @@ impl World {
             self.note(format!("m{member}'s disk fails {count} reads"));
             self.processes[member].disk.fail_reads(count);
             self.troubled.insert(member);
+            self.rot.member = Some(member);
         }
     }
 
@@ -73,12 +74,6 @@ impl World {
         }
     }
 
-    /// True unless another member's disk was damaged before.
-    #[must_use]
-    pub fn may_damage(&self, member: usize) -> bool {
-        self.damaged.is_none_or(|damaged| damaged == member)
-    }
-
     /// Damages the disk of a member that is off.
     pub fn damage_disk(&mut self, member: usize, damage: Damage) {
         if let Some(what) = self.processes[member].disk.damage(damage, &mut self.disk_rng) {
@@ -92,6 +87,7 @@ impl World {
     pub fn wipe_disk(&mut self, member: usize) {
         self.note(format!("m{member}'s disk is a new one"));
         self.processes[member].disk = SimDisk::default();
+        self.rot.forget(member);
         self.damaged = Some(member);
         self.invariants.forget(member);
     }
@@ -185,6 +181,7 @@ impl World {
             Err(error) => return self.disk_failed(member, error),
         };
         self.invariants.copies.written(member, &ops);
+        self.rot.remember(member, &written);
         for one in written {
             self.give(member, Input::Written(one))?;
         }
