@@ -19,11 +19,10 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use crate::admin::client::{AdminClient, CallError};
-use crate::config::{TlsFiles, host_and_port};
 use crate::failure::{ExitKind, Failure};
 use crate::hold_dirs::{hold_in, member_of, read_manifest};
+use crate::push_command::{AccessArgs, admin_address};
 use crate::restore_command::Format;
-use crate::tls::Certificates;
 
 /// Messages travel in steps of about this size.
 const STEP_BYTES: usize = 256 << 10;
@@ -66,21 +65,8 @@ pub struct ClusterArgs {
     /// The admin API of a member of the cluster; give several, and the next one is asked where one does not answer.
     #[arg(long = "to", value_name = "https://HOST:PORT", required = true)]
     to: Vec<String>,
-    /// The authority that has signed the members' certificates.
-    #[arg(long, value_name = "FILE")]
-    ca: PathBuf,
-    /// A certificate of it for the admin API.
-    #[arg(long, value_name = "FILE")]
-    cert: PathBuf,
-    /// Its key.
-    #[arg(long, value_name = "FILE")]
-    key: PathBuf,
-    /// The operator's token.
-    #[arg(long, value_name = "NUMBER")]
-    token: Option<u64>,
-    /// Give up when nothing has got on for so long.
-    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
-    patience: u64,
+    #[command(flatten)]
+    access: AccessArgs,
 }
 
 /// `restore queue`.
@@ -282,23 +268,14 @@ impl Loader {
         own: BTreeMap<String, OpenCopy<RealFileSystem>>,
         copies: BTreeSet<String>,
     ) -> Result<Self, Failure> {
-        let to = args.to.iter().map(|url| {
-            let address = url.strip_prefix("https://").unwrap_or(url).trim_end_matches('/');
-            let found = host_and_port(address).map(|(host, port)| (host.to_owned(), port));
-            found.ok_or_else(|| {
-                let problem = format!("`{url}` is not https://HOST:PORT");
-                Failure::new(ExitKind::Config, problem, "give the admin API of a member with --to")
-            })
-        });
-        let files = TlsFiles { ca: args.ca.clone(), cert: args.cert.clone(), key: args.key.clone() };
         Ok(Self {
             own,
             copies,
-            to: to.collect::<Result<_, _>>()?,
+            to: args.to.iter().map(|url| admin_address(url)).collect::<Result<_, _>>()?,
             at: 0,
-            tls: Certificates::load(&files)?.client()?,
-            token: args.token,
-            patience: Duration::from_secs(args.patience),
+            tls: args.access.tls()?,
+            token: args.access.token,
+            patience: args.access.patience(),
             began: Instant::now(),
             told: None,
             brought: Brought::default(),

@@ -65,6 +65,13 @@ pub struct PushArgs {
     /// The admin API of the member that is to found the new cluster.
     #[arg(long, value_name = "https://HOST:PORT")]
     to: String,
+    #[command(flatten)]
+    access: AccessArgs,
+}
+
+/// How a command gets into the admin API, and how long it tries.
+#[derive(Debug, Args)]
+pub struct AccessArgs {
     /// The authority that has signed the members' certificates.
     #[arg(long, value_name = "FILE")]
     ca: PathBuf,
@@ -76,10 +83,39 @@ pub struct PushArgs {
     key: PathBuf,
     /// The operator's token.
     #[arg(long, value_name = "NUMBER")]
-    token: Option<u64>,
+    pub token: Option<u64>,
     /// Give up when nothing has got on for so long.
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     patience: u64,
+}
+
+impl AccessArgs {
+    /// With the certificates that were given.
+    ///
+    /// # Errors
+    /// They cannot be used.
+    pub fn tls(&self) -> Result<Arc<ClientConfig>, Failure> {
+        let files = TlsFiles { ca: self.ca.clone(), cert: self.cert.clone(), key: self.key.clone() };
+        Certificates::load(&files)?.client()
+    }
+
+    /// How long nothing may get on.
+    pub fn patience(&self) -> Duration {
+        Duration::from_secs(self.patience)
+    }
+}
+
+/// Host and port of a member's admin API.
+///
+/// # Errors
+/// It is not https://HOST:PORT.
+pub fn admin_address(url: &str) -> Result<(String, u16), Failure> {
+    let address = url.strip_prefix("https://").unwrap_or(url).trim_end_matches('/');
+    let (host, port) = host_and_port(address).ok_or_else(|| {
+        let problem = format!("`{url}` is not https://HOST:PORT");
+        Failure::new(ExitKind::Config, problem, "give the admin API of a member with --to")
+    })?;
+    Ok((host.to_owned(), port))
 }
 
 /// Why a request came to nothing.
@@ -99,22 +135,17 @@ pub async fn push(args: &PushArgs) -> Result<(), Failure> {
     let (manifest, bytes) = read_manifest(&args.manifest, args.manifest_sha256.as_deref())?;
     let hold = hold_in(&args.from, &manifest)?;
     let own = member_of(&manifest, args.member.as_deref(), &hold)?;
-    let address = args.to.strip_prefix("https://").unwrap_or(&args.to).trim_end_matches('/');
-    let (host, port) = host_and_port(address).ok_or_else(|| {
-        let problem = format!("`{}` is not https://HOST:PORT", args.to);
-        Failure::new(ExitKind::Config, problem, "give the admin API of a member with --to")
-    })?;
-    let files = TlsFiles { ca: args.ca.clone(), cert: args.cert.clone(), key: args.key.clone() };
+    let (host, port) = admin_address(&args.to)?;
     let backup = args.backup.clone().unwrap_or_else(|| manifest.id.clone());
     let pusher = Pusher {
         list: format!("/v1/restore/{backup}/members/{}/files", own.name),
         backup,
         member: own.name.clone(),
-        host: host.to_owned(),
+        host,
         port,
-        tls: Certificates::load(&files)?.client()?,
-        token: args.token,
-        patience: Duration::from_secs(args.patience),
+        tls: args.access.tls()?,
+        token: args.access.token,
+        patience: args.access.patience(),
         hold,
     };
     pusher.push(&own.files, bytes).await

@@ -100,7 +100,8 @@ fn bad(path: &Path, why: &str) -> Failure {
     Failure::new(
         ExitKind::Config,
         format!("cannot use the certificate file {}: {why}", path.display()),
-        "check the path under `tls` in the configuration, and that the file is PEM and readable by this user",
+        "check the path under `tls` in the configuration, or after --ca, --cert and --key, and that the file is PEM and readable \
+         by this user",
     )
 }
 
